@@ -112,7 +112,7 @@ fn digests(c: &mut Criterion) {
         ("md5", DigestAlgorithm::Md5),
     ] {
         group.bench_function(name, |b| {
-            b.iter(|| digest::of(algorithm, Cursor::new(&package), |_| true));
+            b.iter(|| digest::of(algorithm, None, Cursor::new(&package), |_| true));
         });
     }
     group.finish();

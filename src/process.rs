@@ -82,6 +82,29 @@ pub(crate) fn guarded_command(program: &Path) -> Command {
     guard
 }
 
+/// Script that runs ssh with the standard input of this process, and kills the whole group as soon as that ends, like
+/// [`GUARD`]. At the end of ssh it prints a mark ($1) with the exit code. $2 is ssh's control socket, in a directory of
+/// its own: a killed ssh leaves it.
+const RELAY: &str = r#"
+unset PWD
+mark=$1 socket=$2
+shift 2
+{ cat; rm -f "$socket"; rmdir "${socket%/*}"; kill -KILL 0; } 2>/dev/null |
+  { "$@"; printf '\n%s %s\n' "$mark" "$?"; kill -KILL 0; }
+"#;
+
+/// Same as [`guarded_command`], for an ssh that reads requests from its standard input. After the output of ssh follows a
+/// line with `mark` and its exit code.
+pub(crate) fn relayed_command(program: &Path, mark: &str, socket: &Path) -> Command {
+    let mut relay = command(Path::new("/bin/sh"));
+    relay
+        .args(["-c", RELAY, "ccat-transfer-relay", mark])
+        .arg(socket)
+        .arg(program)
+        .stdin(Stdio::piped());
+    relay
+}
+
 /// Absolute path of a program: the path itself, or the first executable of that name on `PATH`. `None` if it does not
 /// exist.
 pub(crate) fn find_program(program: &Path) -> Option<PathBuf> {

@@ -180,7 +180,7 @@ impl Doctor {
             (Role::Destination, &link.destination),
         ] {
             for location in map.locations.iter().filter(|l| is_at(l, site)) {
-                match LocationProbe::new(role, location, &settings.ssh, &self.local) {
+                match LocationProbe::new(role, location, &settings.ssh, &self.hosts) {
                     Ok(place) => ends.push(NamedDirectory {
                         name: format!("{site}/{}", location.name),
                         place,

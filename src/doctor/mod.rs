@@ -13,7 +13,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
 
 use crate::settings::Settings;
-use crate::transfer::plan::LocalHost;
+use crate::transfer::plan::{Hosts, LocalHost};
 
 mod broker;
 mod database;
@@ -23,8 +23,7 @@ mod redis_broker;
 mod scheduled;
 mod services;
 
-/// Maximum number of concurrent checks; below the number of unauthenticated connections that an sshd accepts
-/// (MaxStartups).
+/// Maximum number of concurrent checks.
 const MAX_CONCURRENT_CHECKS: usize = 8;
 
 /// A check.
@@ -159,7 +158,7 @@ pub(crate) struct Doctor {
     settings: Arc<Settings>,
     /// Name of this host.
     host: String,
-    local: LocalHost,
+    hosts: Hosts,
     options: DoctorOptions,
     bound: Semaphore,
 }
@@ -169,11 +168,11 @@ impl Doctor {
     #[must_use]
     pub(crate) fn new(settings: Arc<Settings>, host: String, options: DoctorOptions) -> Self {
         let further = settings.transfer.local_hosts.iter().map(String::as_str);
-        let local = LocalHost::new(&host, further);
+        let hosts = Hosts::new(LocalHost::new(&host, further));
         Self {
             settings,
             host,
-            local,
+            hosts,
             options,
             bound: Semaphore::new(MAX_CONCURRENT_CHECKS),
         }

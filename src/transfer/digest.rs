@@ -1,4 +1,4 @@
-//! Digests of whole files, to compare origin and destination.
+//! Digests of files and their blocks, to compare origin and destination.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -101,6 +101,80 @@ fn hex_len(algorithm: DigestAlgorithm) -> usize {
     }
 }
 
+/// Least number of bytes per block. A block is read again after the last of its bytes has arrived, so it must be small.
+const MIN_BLOCK_BYTES: u64 = 64 << 20;
+
+/// Maximum number of blocks of a file.
+const MAX_BLOCKS: u64 = 1024;
+
+/// Size of the blocks of a file, in bytes: a power of two, so that both ends always use the same blocks.
+#[must_use]
+pub fn block_bytes(file_bytes: u64) -> u64 {
+    let least = file_bytes.div_ceil(MAX_BLOCKS).next_power_of_two();
+    least.max(MIN_BLOCK_BYTES)
+}
+
+/// Digests of a file. An end that can only run other programs computes those of its blocks, and not that of the whole
+/// file, unless the file is a single block.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileDigest {
+    /// Digest of the whole file.
+    pub whole: Option<Digest>,
+    /// Digests of its blocks; empty if they were not requested, or if the file is a single block.
+    pub blocks: Vec<Digest>,
+}
+
+/// Two digests that differ.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// Index of the block; `None` if the whole files were compared.
+    pub block: Option<usize>,
+    /// Digest of the first file.
+    pub one: Digest,
+    /// Digest of the second file.
+    pub other: Digest,
+}
+
+impl FileDigest {
+    /// Digests of a file whose blocks were read one by one.
+    #[must_use]
+    pub fn of_blocks(mut blocks: Vec<Digest>) -> Self {
+        let whole = if blocks.len() == 1 {
+            blocks.pop()
+        } else {
+            None
+        };
+        Self { whole, blocks }
+    }
+
+    /// First difference to a file of the same size; `None` if both have the same content.
+    ///
+    /// # Errors
+    /// The two have no digest in common.
+    pub fn difference(&self, other: &Self) -> Result<Option<Difference>, NothingInCommon> {
+        let differ = |block, one: &Digest, other: &Digest| {
+            (one != other).then(|| Difference {
+                block,
+                one: one.clone(),
+                other: other.clone(),
+            })
+        };
+        if let (Some(one), Some(other)) = (&self.whole, &other.whole) {
+            return Ok(differ(None, one, other));
+        }
+        if self.blocks.is_empty() || self.blocks.len() != other.blocks.len() {
+            return Err(NothingInCommon);
+        }
+        let mut pairs = self.blocks.iter().zip(&other.blocks).enumerate();
+        Ok(pairs.find_map(|(block, (one, other))| differ(Some(block), one, other)))
+    }
+}
+
+/// Digests that cannot be compared: of the whole file at one end, and of blocks at the other.
+#[derive(Debug, thiserror::Error)]
+#[error("the two ends have no digest in common")]
+pub struct NothingInCommon;
+
 /// State of a digest computation.
 enum Hasher {
     Sha256(sha2::Sha256),
@@ -144,7 +218,7 @@ fn hex_of(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Computes the digest of all bytes of `reader`.
+/// Computes the digest of all bytes of `reader`, and with `block_bytes` those of its blocks.
 ///
 /// `read` is called after each buffer with the number of bytes read so far. If it returns false, reading stops with
 /// [`io::ErrorKind::Interrupted`].
@@ -153,10 +227,12 @@ fn hex_of(bytes: &[u8]) -> String {
 /// The errors of the reader.
 pub fn of(
     algorithm: DigestAlgorithm,
+    block_bytes: Option<u64>,
     mut reader: impl Read,
     mut read: impl FnMut(u64) -> bool,
-) -> io::Result<Digest> {
-    let mut state = Hasher::new(algorithm);
+) -> io::Result<FileDigest> {
+    let mut whole = Hasher::new(algorithm);
+    let mut blocks = block_bytes.map(|bytes| BlockHasher::new(algorithm, bytes));
     let mut room = vec![0; BUFFER_BYTES + ALIGNMENT];
     let start = room.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
     let buffer = &mut room[start..start + BUFFER_BYTES];
@@ -168,16 +244,73 @@ pub fn of(
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
             Err(e) => return Err(e),
         };
-        state.update(&buffer[..n]);
+        whole.update(&buffer[..n]);
+        if let Some(blocks) = &mut blocks {
+            blocks.update(&buffer[..n]);
+        }
         total += n as u64;
         if !read(total) {
             return Err(io::ErrorKind::Interrupted.into());
         }
     }
-    Ok(Digest {
-        algorithm,
-        hex: state.finish(),
+    Ok(FileDigest {
+        whole: Some(Digest {
+            algorithm,
+            hex: whole.finish(),
+        }),
+        blocks: blocks.map(BlockHasher::finish).unwrap_or_default(),
     })
+}
+
+/// State of a computation for each block of a file.
+struct BlockHasher {
+    algorithm: DigestAlgorithm,
+    block_bytes: u64,
+    current: Hasher,
+    /// Bytes that the current block lacks.
+    missing: u64,
+    done: Vec<Digest>,
+}
+
+impl BlockHasher {
+    fn new(algorithm: DigestAlgorithm, block_bytes: u64) -> Self {
+        Self {
+            algorithm,
+            block_bytes,
+            current: Hasher::new(algorithm),
+            missing: block_bytes,
+            done: Vec::new(),
+        }
+    }
+
+    fn update(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            if self.missing == 0 {
+                self.end_block();
+            }
+            let n = usize::try_from(self.missing)
+                .map_or(bytes.len(), |missing| missing.min(bytes.len()));
+            let (now, later) = bytes.split_at(n);
+            self.current.update(now);
+            self.missing -= n as u64;
+            bytes = later;
+        }
+    }
+
+    fn end_block(&mut self) {
+        let ended = std::mem::replace(&mut self.current, Hasher::new(self.algorithm));
+        self.done.push(Digest {
+            algorithm: self.algorithm,
+            hex: ended.finish(),
+        });
+        self.missing = self.block_bytes;
+    }
+
+    /// The digests of all blocks; an empty file is one empty block.
+    fn finish(mut self) -> Vec<Digest> {
+        self.end_block();
+        self.done
+    }
 }
 
 #[cfg(test)]
@@ -198,22 +331,74 @@ mod tests {
     #[case(DigestAlgorithm::Md5, "900150983cd24fb0d6963f7d28e17f72")]
     fn known_answers(#[case] algorithm: DigestAlgorithm, #[case] hex: &str) -> io::Result<()> {
         let mut seen = 0;
-        let digest = of(algorithm, &b"abc"[..], |n| {
+        let digest = of(algorithm, None, &b"abc"[..], |n| {
             seen = n;
             true
         })?;
-        assert_eq!(digest.hex(), hex);
+        let expected = Digest::from_hex(algorithm, &hex.to_uppercase());
+        assert_eq!((digest.whole, digest.blocks), (expected, vec![]));
         assert_eq!(seen, 3);
-        assert_eq!(
-            Digest::from_hex(algorithm, &hex.to_uppercase()),
-            Some(digest)
-        );
+        Ok(())
+    }
+
+    #[rstest]
+    #[case(0, &[0])]
+    #[case(1, &[1])]
+    #[case(10, &[10])]
+    #[case(11, &[10, 1])]
+    #[case(30, &[10, 10, 10])]
+    fn blocks(#[case] bytes: usize, #[case] expected: &[usize]) -> io::Result<()> {
+        let content: Vec<u8> = (0..=255).cycle().take(bytes).collect();
+        let whole = |part: &[u8]| {
+            Ok::<_, io::Error>(of(DigestAlgorithm::Xxh3, None, part, |_| true)?.whole)
+        };
+        let digest = of(DigestAlgorithm::Xxh3, Some(10), &content[..], |_| true)?;
+        let mut rest = &content[..];
+        for (index, length) in expected.iter().enumerate() {
+            let (block, later) = rest.split_at(*length);
+            assert_eq!(whole(block)?.as_ref(), digest.blocks.get(index));
+            rest = later;
+        }
+        assert_eq!(digest.blocks.len(), expected.len());
+        assert_eq!(whole(&content)?, digest.whole);
         Ok(())
     }
 
     #[test]
+    fn a_difference_names_the_block() -> io::Result<()> {
+        let digest = |content: &[u8]| of(DigestAlgorithm::Xxh3, Some(2), content, |_| true);
+        let one = digest(b"abcdef")?;
+        let remote = FileDigest::of_blocks(digest(b"abcxef")?.blocks);
+        let found = one.difference(&remote).map_err(io::Error::other)?;
+        assert_eq!(found.map(|difference| difference.block), Some(Some(1)));
+        let found = one
+            .difference(&digest(b"abcxef")?)
+            .map_err(io::Error::other)?;
+        assert_eq!(found.map(|difference| difference.block), Some(None));
+        let same = FileDigest::of_blocks(one.blocks.clone());
+        assert!(one.difference(&same).is_ok_and(|found| found.is_none()));
+        let whole = FileDigest {
+            blocks: vec![],
+            ..one.clone()
+        };
+        assert!(whole.difference(&same).is_err());
+        Ok(())
+    }
+
+    #[rstest]
+    #[case(0, 64 << 20)]
+    #[case(64 << 30, 64 << 20)]
+    #[case((64 << 30) + 1, 128 << 20)]
+    #[case(50_000_000_000_000, 64 << 30)]
+    fn block_sizes(#[case] file: u64, #[case] expected: u64) {
+        assert_eq!(block_bytes(file), expected);
+    }
+
+    #[test]
     fn digest_stops_on_request() {
-        let stopped = of(DigestAlgorithm::Xxh3, io::repeat(0), |n| n < 5_000_000);
+        let stopped = of(DigestAlgorithm::Xxh3, None, io::repeat(0), |n| {
+            n < 5_000_000
+        });
         assert_eq!(
             stopped.map_err(|e| e.kind()),
             Err(io::ErrorKind::Interrupted)
@@ -236,10 +421,11 @@ mod tests {
         if algorithm.is_some_and(|a| a != DigestAlgorithm::Blake3) {
             let made = of(
                 algorithm.unwrap_or(DigestAlgorithm::Md5),
+                None,
                 &b"abc"[..],
                 |_| true,
             )?;
-            assert_eq!(recorded, Some(made));
+            assert_eq!(recorded, made.whole);
         }
         Ok(())
     }

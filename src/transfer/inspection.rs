@@ -14,7 +14,7 @@ use super::bbcp::command::CONFIG_VARIABLE;
 use super::endpoint::{AbsolutePath, Endpoint, Links, ReadOptions, Remote, Target, TemporaryName};
 use super::failures::{Role, TransferError};
 use super::id::{AttemptNumber, TransferId};
-use super::plan::{self, LocalHost};
+use super::plan::{self, Hosts};
 use super::repository::LocationRecord;
 use crate::process::{Group, command, find_program};
 use crate::settings::{DigestAlgorithm, Ssh};
@@ -35,7 +35,7 @@ pub(crate) struct LocationProbe {
 }
 
 impl LocationProbe {
-    /// Creates the probe of an end as a worker on the host `local` would access it.
+    /// Creates the probe of an end as a worker would access it.
     ///
     /// # Errors
     /// The row of the location is unsafe, or cannot be used.
@@ -43,12 +43,12 @@ impl LocationProbe {
         role: Role,
         location: &LocationRecord,
         ssh: &Ssh,
-        local: &LocalHost,
+        hosts: &Hosts,
     ) -> Result<Self, TransferError> {
         let location = &plan::Location::from_row(location.clone())?;
         Ok(Self {
             role,
-            endpoint: plan::endpoint(role, location, ssh, local)?,
+            endpoint: plan::endpoint(role, location, ssh, hosts)?,
             root: plan::checked_path(role, &location.root)?,
         })
     }
@@ -144,8 +144,10 @@ impl Remote {
         let options = ReadOptions {
             algorithm,
             size: 0,
+            with_blocks: false,
             stall_timeout: VERSION_TIMEOUT,
             behind: None,
+            is_growing: false,
         };
         let endpoint = Endpoint::Remote(self.clone());
         endpoint

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::attempt::AttemptRun;
 use super::lease::Owner;
-use super::plan::LocalHost;
+use super::plan::{Hosts, LocalHost};
 use super::repository::Repository;
 use super::request::{Failed, Request, Success};
 use super::trace::{KeyValue, set_attributes, step};
@@ -20,7 +20,7 @@ pub struct TransferService {
     repository: Repository,
     settings: Arc<Settings>,
     owner: Owner,
-    local: LocalHost,
+    hosts: Hosts,
     metrics: Option<TransferMetrics>,
 }
 
@@ -29,12 +29,12 @@ impl TransferService {
     #[must_use]
     pub fn new(repository: Repository, settings: Arc<Settings>, owner: Owner) -> Self {
         let further = settings.transfer.local_hosts.iter().map(String::as_str);
-        let local = LocalHost::new(&owner.host, further);
+        let hosts = Hosts::new(LocalHost::new(&owner.host, further));
         Self {
             repository,
             settings,
             owner,
-            local,
+            hosts,
             metrics: None,
         }
     }
@@ -66,9 +66,9 @@ impl TransferService {
         &self.owner
     }
 
-    /// Names of this host.
-    pub(super) fn local(&self) -> &LocalHost {
-        &self.local
+    /// This host, and the connections to others.
+    pub(super) fn hosts(&self) -> &Hosts {
+        &self.hosts
     }
 
     /// Settings of the program.

@@ -9,7 +9,9 @@ use ccat_transfer::settings::{self, LinkSettings};
 use ccat_transfer::transfer::bbcp::{self, CopyProgress, Report};
 use ccat_transfer::transfer::failures::TransferError;
 use ccat_transfer::transfer::id::AttemptNumber;
-use ccat_transfer::transfer::plan::{Attempt, LocalHost, Location, Package, Plan, PlanInput, plan};
+use ccat_transfer::transfer::plan::{
+    Attempt, Hosts, LocalHost, Location, Package, Plan, PlanInput, plan,
+};
 use entity::StorageType;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +32,7 @@ pub(crate) struct Bench {
     pub(crate) destination_host: Option<&'static str>,
     pub(crate) relative_path: String,
     pub(crate) file_name: String,
+    pub(crate) hosts: Hosts,
 }
 
 impl Bench {
@@ -41,13 +44,6 @@ impl Bench {
             fs::create_dir(path.join(name)).unwrap();
         }
         symlink(double(), path.join("bin/bbcp")).unwrap();
-        let log = path.join("record").display().to_string();
-        let knobs: String = [("LOG", log.as_str()), ("TICK", "0.05")]
-            .iter()
-            .chain(knobs)
-            .map(|(name, value)| format!("BBCP_DOUBLE_{name}={value}\n"))
-            .collect();
-        fs::write(path.join("bin/bbcp-double.env"), knobs).unwrap();
         let content: Vec<u8> = (0..SIZE).map(|n| (n / 7) as u8).collect();
         fs::write(path.join("origin/p.tar"), content).unwrap();
 
@@ -56,7 +52,7 @@ impl Bench {
         link.bbcp.program = path.join("bin/bbcp");
         link.bbcp.kill_after = Duration::from_millis(300);
         link.stall_timeout = Duration::from_secs(20);
-        Self {
+        let bench = Self {
             directory,
             link,
             cancel: CancellationToken::new(),
@@ -65,7 +61,21 @@ impl Bench {
             destination_host: None,
             relative_path: String::new(),
             file_name: "p.tar".into(),
-        }
+            hosts: Hosts::new(LocalHost::new("here", [])),
+        };
+        bench.knobs(knobs);
+        bench
+    }
+
+    /// Sets the knobs of the double (without their prefix).
+    pub(crate) fn knobs(&self, knobs: &[(&str, &str)]) {
+        let log = self.path("record").display().to_string();
+        let knobs: String = [("LOG", log.as_str()), ("TICK", "0.05")]
+            .iter()
+            .chain(knobs)
+            .map(|(name, value)| format!("BBCP_DOUBLE_{name}={value}\n"))
+            .collect();
+        fs::write(self.path("bin/bbcp-double.env"), knobs).unwrap();
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -97,7 +107,7 @@ impl Bench {
             package,
             method: Some("bbcp".into()),
         };
-        plan(attempt, &input, &self.link, &LocalHost::new("here", [])).unwrap()
+        plan(attempt, &input, &self.link, &self.hosts).unwrap()
     }
 
     pub(crate) async fn copy(&self, plan: &Plan) -> Result<Report, TransferError> {

@@ -1,7 +1,8 @@
 //! Both kinds of ends: this host, and this host by a real sshd.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::io::{Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::{MetadataExt, PermissionsExt as _};
 use std::path::Path;
 use std::time::Duration;
 
@@ -55,8 +56,10 @@ pub(crate) fn bench(role: Role, way: Way) -> Option<Bench> {
 pub(crate) const READ_OPTIONS: ReadOptions<'static> = ReadOptions {
     algorithm: DigestAlgorithm::Sha256,
     size: SIZE,
+    with_blocks: false,
     stall_timeout: Duration::from_secs(10),
     behind: None,
+    is_growing: false,
 };
 
 /// A name with characters that a shell, ssh or bbcp could misinterpret.
@@ -172,7 +175,7 @@ async fn digests_are_the_same_everywhere(#[values(Way::Local, Way::Ssh)] way: Wa
     assert_eq!(source.inspect().await.unwrap().size, 3);
     let digest = source.digest(READ_OPTIONS).await.unwrap();
     assert_eq!(
-        digest.hex(),
+        digest.whole.unwrap().hex(),
         "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     );
     bench.file_name = "nothing".into();
@@ -249,8 +252,8 @@ async fn adopts_a_partial_copy(#[values(Way::Local, Way::Ssh)] way: Way) {
     assert_eq!(fs::read(target.temporary_path().as_path()).unwrap(), b"par");
     assert_eq!(fs::read(checkpoint(&target)).unwrap(), b"0 f");
     assert_eq!(fs::read_dir(&directory).unwrap().count(), 2);
-    // A repetition after a lost answer: nothing is left to adopt.
-    assert_eq!(target.begin_partial(Some(name)).await.unwrap(), 0);
+    // A repetition after a lost answer.
+    assert_eq!(target.begin_partial(Some(name)).await.unwrap(), 3);
     // An operation with the old name does not affect the copy.
     earlier.remove_temporary().await.unwrap();
     assert!(target.temporary_path().as_path().exists());
@@ -395,7 +398,7 @@ async fn hanging_reader_is_given_up() {
 #[tokio::test]
 async fn a_dropped_local_digest_stops() {
     let bench = Bench::new(&[]);
-    let plan = endless(&bench, None);
+    let plan = endless(&bench);
     {
         let digest = std::pin::pin!(plan.source.digest(READ_OPTIONS));
         tokio::select! {
@@ -472,12 +475,11 @@ fn read_until(path: &Path) -> Option<u64> {
 }
 
 /// Returns a plan whose source is endless.
-fn endless(bench: &Bench, host: Option<&'static str>) -> ccat_transfer::transfer::plan::Plan {
+fn endless(bench: &Bench) -> ccat_transfer::transfer::plan::Plan {
     let origin = bench.path("origin/p.tar");
     fs::remove_file(&origin).unwrap();
     std::os::unix::fs::symlink("/dev/zero", &origin).unwrap();
     let mut plan = bench.plan();
-    assert_eq!(plan.source.endpoint().remote().is_some(), host.is_some());
     plan.size = SIZE;
     plan
 }
@@ -487,29 +489,21 @@ fn we_read_zeros() -> bool {
     read_until(Path::new("/dev/zero")).is_some()
 }
 
-/// Returns true if any process reads the endless source.
-fn something_reads_zeros() -> bool {
+/// Returns true if any process has this command line.
+fn something_runs(command: &str) -> bool {
     fs::read_dir("/proc").unwrap().flatten().any(|process| {
-        let reads = fs::read_link(process.path().join("fd/0"));
-        let command = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-        reads.is_ok_and(|to| to == Path::new("/dev/zero")) && command.starts_with("sha256sum")
+        let words = fs::read_to_string(process.path().join("cmdline")).unwrap_or_default();
+        words.trim_end_matches('\0').replace('\0', " ") == command
     })
 }
 
+/// A digest that hangs at the other end does not outlive the connection, and does not block other requests.
 #[tokio::test]
-async fn a_dropped_remote_digest_stops_there_too() {
+async fn a_hanging_remote_digest_ends_with_the_connection() {
     let Some(mut bench) = with_sshd() else { return };
     bench.origin_host = Some(LOOPBACK);
-    let plan = endless(&bench, bench.origin_host);
-    {
-        let digest = std::pin::pin!(plan.source.digest(READ_OPTIONS));
-        tokio::select! {
-            _ = digest => panic!("it has no end"),
-            () = eventually("it reads", something_reads_zeros) => {}
-        }
-    }
-    eventually("it has stopped", || !something_reads_zeros()).await;
-
+    bench.link.ssh.sha256_command = vec!["sleep".into(), "45678".into()];
+    let plan = bench.plan();
     let options = ReadOptions {
         size: 0,
         stall_timeout: Duration::from_secs(2),
@@ -517,7 +511,55 @@ async fn a_dropped_remote_digest_stops_there_too() {
     };
     let error = plan.source.digest(options).await.unwrap_err();
     assert_eq!(error.code(), "operation_timeout", "{error}");
-    eventually("it has stopped", || !something_reads_zeros()).await;
+    assert!(something_runs("sleep 45678"));
+    plan.source.inspect().await.unwrap();
+    drop((plan, bench));
+    eventually("it has stopped", || !something_runs("sleep 45678")).await;
+}
+
+/// bbcp withholds the permission to read a file until it is complete.
+#[tokio::test]
+async fn a_remote_copy_is_read_while_it_grows() {
+    const BLOCK: u64 = 64 << 20;
+    let Some(bench) = bench(Role::Destination, Way::Ssh) else {
+        return;
+    };
+    let plan = bench.plan();
+    let options = ReadOptions {
+        size: BLOCK + 5,
+        with_blocks: true,
+        ..READ_OPTIONS
+    };
+    let growing = ReadOptions {
+        is_growing: true,
+        ..options
+    };
+    let path = plan.target.temporary_path();
+    let writing = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let file = fs::File::create(path.as_path()).unwrap();
+        file.set_permissions(fs::Permissions::from_mode(0o200))
+            .unwrap();
+        for size in [BLOCK / 2, BLOCK, BLOCK + 5] {
+            file.set_len(size).unwrap();
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+        file
+    };
+    let (remote, file) = tokio::join!(plan.target.digest_temporary(growing), writing);
+    let remote = remote.unwrap();
+    assert_eq!((remote.whole.is_some(), remote.blocks.len()), (false, 2));
+
+    let mut origin = fs::File::create(bench.path("origin/p.tar")).unwrap();
+    origin.set_len(BLOCK + 5).unwrap();
+    let local = plan.source.digest(options).await.unwrap();
+    assert_eq!(local.difference(&remote).unwrap(), None);
+    origin.seek(SeekFrom::Start(BLOCK)).unwrap();
+    origin.write_all(b"x").unwrap();
+    let local = plan.source.digest(options).await.unwrap();
+    let difference = local.difference(&remote).unwrap().unwrap();
+    assert_eq!(difference.block, Some(1));
+    drop(file);
 }
 
 #[tokio::test]
@@ -530,7 +572,7 @@ async fn missing_program_is_reported() {
     };
     match bench.plan().source.digest(options).await {
         Err(error) => assert_eq!(error.code(), "remote_program_missing", "{error}"),
-        Ok(digest) => assert_eq!(digest.algorithm_name(), "blake3"),
+        Ok(digest) => assert_eq!(digest.whole.unwrap().algorithm_name(), "blake3"),
     }
 }
 
@@ -559,9 +601,10 @@ async fn failed_ssh_is_classified(#[case] trouble: &str, #[case] code: &str) {
 /// The double is not an ssh client, but its record has the command that bbcp would run.
 #[tokio::test]
 async fn bbcp_gets_the_ssh_command() {
-    let mut bench = Bench::new(&[("ANYHOST", "1")]);
+    let Some(mut bench) = with_sshd() else { return };
+    bench.knobs(&[("ANYHOST", "1")]);
     bench.destination_host = Some(LOOPBACK);
-    bench.link.ssh.user = "transfer".into();
+    let user = bench.link.ssh.user.clone();
     let plan = bench.plan();
     bbcp::copy(&plan, &bench.path("log"), &bench.cancel, &bench.progress)
         .await
@@ -579,7 +622,23 @@ async fn bbcp_gets_the_ssh_command() {
         "{words:?}"
     );
     assert!(
-        words.last().unwrap().starts_with("transfer@127.0.0.1:/"),
+        words
+            .last()
+            .unwrap()
+            .starts_with(&format!("{user}@127.0.0.1:/")),
         "{words:?}"
     );
+    // The ssh of bbcp uses the open connection: with this command, nothing logs in.
+    let socket = words[at + 1]
+        .split(' ')
+        .find_map(|word| word.strip_prefix("-oControlPath="))
+        .unwrap();
+    let mut arguments = words[at + 1].split(' ').skip(1);
+    let check = std::process::Command::new("ssh")
+        .args(arguments.by_ref().take_while(|word| *word != "-l"))
+        .args(["-l", &user, "-O", "check", LOOPBACK])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&check.stderr);
+    assert!(said.contains("Master running"), "{socket}: {said}");
 }

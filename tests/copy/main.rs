@@ -11,6 +11,7 @@
 )]
 
 mod bench;
+mod connections;
 #[path = "../support/double.rs"]
 mod double;
 mod durable;

@@ -9,6 +9,7 @@ use rstest::rstest;
 use tokio::time::timeout;
 
 use crate::bench::{Bench, SIZE, eventually, living};
+use crate::noise::{FAR, behind};
 
 /// Time limit of every run.
 const LIMIT: Duration = Duration::from_secs(15);
@@ -217,8 +218,9 @@ async fn failures_are_classified(#[case] entry: &str, #[case] code: &str) {
 #[case::streams("streams:2", "network")]
 #[tokio::test]
 async fn failures_of_a_push_are_classified(#[case] entry: &str, #[case] code: &str) {
-    let mut bench = Bench::new(&[("PLAN", entry), ("ANYHOST", "1"), ("ACCEPT", "0.1")]);
-    bench.destination_host = Some("far.example.org");
+    let mut bench = behind("", "sh");
+    bench.knobs(&[("PLAN", entry), ("ANYHOST", "1"), ("ACCEPT", "0.1")]);
+    bench.destination_host = Some(FAR);
     let result = timeout(LIMIT, bench.copy(&bench.plan())).await.unwrap();
     let error = result.unwrap_err();
     assert_eq!(error.code(), code, "{error}\n{}", bench.log());

@@ -77,24 +77,20 @@ impl AttemptRun<'_> {
             .map(drop)
     }
 
-    /// Copies to the temporary name. Returns the digest of the origin, if it has to be computed; its computation began
-    /// with the copy.
+    /// Copies to the temporary name. Returns the digests whose computation began with the copy.
     pub(super) async fn copy(
         &self,
         plan: &Plan,
         log_path: &Path,
-    ) -> Result<Option<RunningDigest>, TransferError> {
+    ) -> Result<CopyDigests, TransferError> {
         let copied = watch::Sender::new(0);
-        let origin = plan
-            .recorded
-            .is_none()
-            .then(|| digest_during_copy(plan, &copied));
+        let digests = CopyDigests::start(plan, &copied);
         fault_point!(
             CopyEnded,
             step("transfer/copy", self.run_bbcp(plan, log_path, &copied)).await
         )?;
         // `copied` ends here: the reader need not wait for the copy any more.
-        Ok(origin)
+        Ok(digests)
     }
 
     /// Runs bbcp. `copied` receives the number of copied bytes in steps of [`COPIED_STEP_BYTES`].
@@ -177,18 +173,42 @@ impl AttemptRun<'_> {
     }
 }
 
-/// Computes the origin's digest while the copy runs: bytes that bbcp has just read are still in the page cache, and
-/// need not be read from the disk again.
-fn digest_during_copy(plan: &Plan, copied: &watch::Sender<u64>) -> RunningDigest {
-    let (source, copied) = (plan.source.clone(), copied.subscribe());
-    let options = plan.read_options();
-    AbortOnDropHandle::new(tokio::spawn(async move {
-        let options = ReadOptions {
-            behind: Some(&copied),
-            ..options
-        };
-        source.digest(options).await
-    }))
+/// Digests of both ends that are computed while the copy runs. Dropping them stops the computation.
+pub(super) struct CopyDigests {
+    /// Digest of the origin, if it is needed. Bytes that bbcp has just read are still in the page cache.
+    pub(super) origin: Option<RunningDigest>,
+    /// Digest of a remote destination, which grows meanwhile. (A local destination is read from the disk afterwards.)
+    pub(super) destination: Option<RunningDigest>,
+}
+
+impl CopyDigests {
+    fn start(plan: &Plan, copied: &watch::Sender<u64>) -> Self {
+        let options = plan.read_options();
+        let origin = plan.needs_origin_digest().then(|| {
+            let (source, copied) = (plan.source.clone(), copied.subscribe());
+            async move {
+                let options = ReadOptions {
+                    behind: Some(&copied),
+                    ..options
+                };
+                source.digest(options).await
+            }
+        });
+        let destination = plan.target.endpoint().remote().map(|_| {
+            let target = plan.target.clone();
+            async move {
+                let options = ReadOptions {
+                    is_growing: true,
+                    ..options
+                };
+                target.digest_temporary(options).await
+            }
+        });
+        Self {
+            origin: origin.map(|reading| AbortOnDropHandle::new(tokio::spawn(reading))),
+            destination: destination.map(|reading| AbortOnDropHandle::new(tokio::spawn(reading))),
+        }
+    }
 }
 
 /// Determines the cause of a stalled copy, the link or a storage, by a small request to both ends. Returns every other
@@ -203,14 +223,17 @@ async fn locate_stall(plan: &Plan, error: TransferError) -> TransferError {
         return error;
     };
     // The storage of an end does not hang if that end answers, even with a refusal, or cannot be reached.
-    let (origin, destination) = tokio::join!(
+    let (reachable, origin, destination) = tokio::join!(
+        timeout(PROBE_TIMEOUT, plan.reach_ends()),
         timeout(PROBE_TIMEOUT, plan.source.inspect()),
         timeout(PROBE_TIMEOUT, plan.target.free_space()),
     );
-    let role = match (origin, destination) {
-        (_, Err(_)) => Role::Destination,
-        (Err(_), _) => Role::Origin,
-        (Ok(_), Ok(_)) => return error,
+    let role = match (reachable, origin, destination) {
+        // The link is interrupted.
+        (Err(_), _, _) => return error,
+        (Ok(()), _, Err(_)) => Role::Destination,
+        (Ok(()), Err(_), _) => Role::Origin,
+        (Ok(()), Ok(_), Ok(_)) => return error,
     };
     TransferError::StalledStorage {
         idle,

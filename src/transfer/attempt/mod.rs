@@ -187,8 +187,8 @@ impl<'a> AttemptRun<'a> {
         prepared: &Prepared,
         log_path: &Path,
     ) -> Result<Digest, TransferError> {
-        let origin = self.copy(&prepared.plan, log_path).await?;
-        let verifying = self.run_unless_stopped(self.verify(prepared, origin));
+        let digests = self.copy(&prepared.plan, log_path).await?;
+        let verifying = self.run_unless_stopped(self.verify(prepared, digests));
         let digest = step("transfer/verify", verifying).await?;
         fault_point!(Verified, Ok::<(), TransferError>(()))?;
         Ok(digest)

@@ -31,6 +31,16 @@ pub(super) struct Prepared {
     pub(super) destination: DestinationState,
 }
 
+/// Findings at both ends.
+struct Ends {
+    source: Facts,
+    /// Entry at the final path.
+    existing: Option<Facts>,
+    earlier: Option<EarlierPartial>,
+    /// Bytes available to us at the destination.
+    available: u64,
+}
+
 /// State of the final path before the copy.
 pub(super) enum DestinationState {
     /// A file exists already.
@@ -66,7 +76,12 @@ impl AttemptRun<'_> {
             ]
         });
         step("transfer/claim", self.claim(&plan)).await?;
-        let source = fault_point!(
+        let Ends {
+            source,
+            existing,
+            earlier,
+            available,
+        } = fault_point!(
             Prepared,
             step(
                 "transfer/prepare",
@@ -74,17 +89,11 @@ impl AttemptRun<'_> {
             )
             .await
         )?;
-        let earlier = self
-            .run_unless_stopped(self.find_earlier_partial(&plan))
-            .await?;
-        self.remove_earlier_files(&plan, earlier.map(|partial| partial.name))
-            .await;
         fault_point!(LeftoversSwept);
-        let destination = match self.run_unless_stopped(plan.target.inspect()).await? {
+        let destination = match existing {
             Some(existing) => DestinationState::Exists(existing),
             None => {
-                self.run_unless_stopped(self.check_free_space(&plan, earlier))
-                    .await?;
+                self.check_free_space(&plan, earlier, available)?;
                 let log_path = self.record_files(&plan).await?;
                 DestinationState::Free { log_path }
             }
@@ -113,7 +122,7 @@ impl AttemptRun<'_> {
             number: self.lease.attempt(),
             lease_token: self.lease.token(),
         };
-        let plan = plan(attempt, &input, &link, service.local())?;
+        let plan = plan(attempt, &input, &link, service.hosts())?;
         if let (Some(checksum), None) = (&input.package.checksum, &plan.recorded) {
             tracing::warn!(
                 data_transfer_id = id.get(),
@@ -168,19 +177,36 @@ impl AttemptRun<'_> {
         })
     }
 
-    /// Inspects the origin, sets the size of the plan to that of the file, and makes the directory at the destination.
-    async fn prepare_ends(&self, plan: &mut Plan) -> Result<Facts, TransferError> {
-        let facts = inspect_origin(plan).await?;
-        plan.size = facts.size;
+    /// Inspects the origin, and sets the size of the plan to that of the file. Then makes the directory at the
+    /// destination, inspects it, and removes the files that earlier attempts left there: all at the same time, since
+    /// each question to a distant host takes a round trip.
+    async fn prepare_ends(&self, plan: &mut Plan) -> Result<Ends, TransferError> {
+        let source = inspect_origin(plan).await?;
+        plan.size = source.size;
         self.show(
             Phase::Preparing,
             Progress {
-                bytes_total: Some(facts.size),
+                bytes_total: Some(source.size),
                 ..Default::default()
             },
         );
-        plan.target.ensure_directory().await?;
-        Ok(facts)
+        let leftovers = async {
+            let earlier = self.find_earlier_partial(plan).await?;
+            let spared = earlier.map(|partial| partial.name);
+            self.remove_earlier_files(plan, spared).await;
+            Ok::<_, TransferError>(earlier)
+        };
+        let (available, existing, earlier) = tokio::join!(
+            plan.target.ensure_directory(),
+            plan.target.inspect(),
+            leftovers,
+        );
+        Ok(Ends {
+            source,
+            available: available?,
+            existing: existing?,
+            earlier: earlier?,
+        })
     }
 
     /// Finds the partial copy of an earlier attempt that this one can complete.
@@ -211,18 +237,18 @@ impl AttemptRun<'_> {
         Ok(path)
     }
 
-    /// Refuses a package that does not fit. The destination already has the bytes of `earlier`.
-    async fn check_free_space(
+    /// Refuses a package that does not fit in the `available` bytes. The destination already has the bytes of `earlier`.
+    fn check_free_space(
         &self,
         plan: &Plan,
         earlier: Option<EarlierPartial>,
+        available: u64,
     ) -> Result<(), TransferError> {
         let present = earlier.map_or(0, |partial| partial.bytes);
         let needed = plan
             .size
             .saturating_sub(present)
             .saturating_add(self.service.settings().transfer.free_space_margin);
-        let available = plan.target.free_space().await?;
         if available >= needed {
             return Ok(());
         }

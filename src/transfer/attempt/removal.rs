@@ -155,7 +155,7 @@ impl TransferService {
         let link = file_settings(self.settings(), &input)?;
         let nameless = TemporaryName::new(id, AttemptNumber::ZERO, uuid::Uuid::nil());
         let (destination, package) = (&input.destination, &input.package);
-        target(destination, package, &link.ssh, self.local(), nameless)
+        target(destination, package, &link.ssh, self.hosts(), nameless)
     }
 
     /// Removes the partial copy of an attempt if no further attempt will complete it.

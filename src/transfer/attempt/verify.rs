@@ -1,10 +1,11 @@
 //! Verification of a copy against its origin.
 
 use super::AttemptRun;
+use super::copy::CopyDigests;
 use super::prepare::Prepared;
 use crate::faults::fault_point;
 use crate::transfer::database_retry::write_with_lease;
-use crate::transfer::digest::Digest;
+use crate::transfer::digest::{Difference, Digest, FileDigest, block_bytes};
 use crate::transfer::endpoint::{Facts, RunningDigest};
 use crate::transfer::failures::TransferError;
 use crate::transfer::lease::Phase;
@@ -12,8 +13,10 @@ use crate::transfer::plan::Plan;
 
 /// Result of a comparison.
 enum DigestMatch {
-    Same,
-    Differs { origin: Digest },
+    /// The copy is right. The digest is that of the whole file.
+    Same(Digest),
+    /// The copy differs from the origin, which comes first.
+    Differs(Difference),
 }
 
 /// Refuses an origin that changed between two observations.
@@ -33,7 +36,7 @@ impl AttemptRun<'_> {
     pub(super) async fn verify(
         &self,
         prepared: &Prepared,
-        origin: Option<RunningDigest>,
+        digests: CopyDigests,
     ) -> Result<Digest, TransferError> {
         let plan = &prepared.plan;
         let path = || plan.target.path().to_string();
@@ -49,34 +52,51 @@ impl AttemptRun<'_> {
                 found,
             });
         }
-        let options = plan.read_options();
         let origin = async {
-            let Some(origin) = origin else {
+            let Some(running) = digests.origin else {
                 return Ok(None);
             };
-            let digest = origin.await.map_err(|e| TransferError::Internal {
-                what: e.to_string(),
-            })??;
+            let digest = finished(running).await?;
             fault_point!(OriginDigested, Ok::<(), TransferError>(()))?;
             Ok(Some(digest))
         };
+        let is_read_during_copy = digests.destination.is_some();
         let destination = async {
-            fault_point!(
-                DestinationDigested,
-                plan.target.digest_temporary(options).await
-            )
+            let digest = match digests.destination {
+                Some(running) => finished(running).await?,
+                None => plan.target.digest_temporary(plan.read_options()).await?,
+            };
+            fault_point!(DestinationDigested, Ok::<(), TransferError>(()))?;
+            Ok(digest)
         };
-        let (origin, destination) = tokio::try_join!(origin, destination)?;
-        let after = plan.source.inspect().await?;
+        let ((origin, destination), after) = tokio::try_join!(
+            async { tokio::try_join!(origin, destination) },
+            plan.source.inspect(),
+        )?;
         unchanged(plan, &prepared.source, &after)?;
-        match self.compare(plan, origin, &destination).await? {
-            DigestMatch::Same => Ok(destination),
-            DigestMatch::Differs { origin } => Err(TransferError::ChecksumMismatch {
-                path: path(),
-                algorithm: origin.algorithm_name(),
-                expected: origin.hex().into(),
-                found: destination.hex().into(),
-            }),
+        let mut compared = self.compare(plan, origin.clone(), destination).await?;
+        if is_read_during_copy && matches!(compared, DigestMatch::Differs(_)) {
+            // The file may have been read before it had its final content.
+            tracing::warn!(
+                data_transfer_id = self.request.id.get(),
+                attempt = self.lease.attempt().get(),
+                "digest read during the copy differs from the origin; reading the finished copy"
+            );
+            let options = plan.read_options();
+            let destination = plan.target.digest_temporary(options).await?;
+            compared = self.compare(plan, origin, destination).await?;
+        }
+        match compared {
+            DigestMatch::Same(digest) => Ok(digest),
+            DigestMatch::Differs(Difference { block, one, other }) => {
+                Err(TransferError::ChecksumMismatch {
+                    path: path(),
+                    algorithm: one.algorithm_name(),
+                    expected: one.hex().into(),
+                    found: other.hex().into(),
+                    part: block.map_or_else(String::new, |index| block_text(index, plan.size)),
+                })
+            }
         }
     }
 
@@ -97,22 +117,23 @@ impl AttemptRun<'_> {
         self.refuse_one_directory(plan).await?;
         self.show(Phase::Verifying, self.progress());
         let options = plan.read_options();
-        let (origin, destination) = match &plan.recorded {
-            Some(_) => (None, plan.target.digest(options).await?),
-            None => {
+        let (origin, destination) = match plan.needs_origin_digest() {
+            false => (None, plan.target.digest(options).await?),
+            true => {
                 let both =
                     tokio::try_join!(plan.source.digest(options), plan.target.digest(options))?;
                 (Some(both.0), both.1)
             }
         };
-        match self.compare(plan, origin, &destination).await? {
-            DigestMatch::Same => {
-                unchanged(plan, &source, &plan.source.inspect().await?)?;
+        match self.compare(plan, origin, destination).await? {
+            DigestMatch::Same(digest) => {
                 // The program that wrote the file may not have called fsync.
-                plan.target.make_durable().await?;
-                Ok(destination)
+                let (after, ()) =
+                    tokio::try_join!(plan.source.inspect(), plan.target.make_durable())?;
+                unchanged(plan, &source, &after)?;
+                Ok(digest)
             }
-            DigestMatch::Differs { .. } => Err(other()),
+            DigestMatch::Differs(_) => Err(other()),
         }
     }
 
@@ -155,25 +176,59 @@ impl AttemptRun<'_> {
     async fn compare(
         &self,
         plan: &Plan,
-        origin: Option<Digest>,
-        destination: &Digest,
+        origin: Option<FileDigest>,
+        destination: FileDigest,
     ) -> Result<DigestMatch, TransferError> {
-        if plan.recorded.as_ref() == Some(destination) {
-            return Ok(DigestMatch::Same);
+        if let Some(found) = &destination.whole
+            && plan.recorded.as_ref() == Some(found)
+        {
+            return Ok(DigestMatch::Same(found.clone()));
         }
         let origin = match origin {
             Some(origin) => origin,
             None => plan.source.digest(plan.read_options()).await?,
         };
-        match &plan.recorded {
-            Some(recorded) if origin != *recorded => Err(TransferError::OriginCorrupt {
-                path: plan.source.path().to_string(),
-                algorithm: origin.algorithm_name(),
-                recorded: recorded.hex().into(),
-                found: origin.hex().into(),
-            }),
-            _ if origin == *destination => Ok(DigestMatch::Same),
-            _ => Ok(DigestMatch::Differs { origin }),
+        let internal = |what: &dyn std::fmt::Display| TransferError::Internal {
+            what: what.to_string(),
+        };
+        let difference = origin
+            .difference(&destination)
+            .map_err(|error| internal(&error))?;
+        // If both ends have the same content, both have this digest.
+        let whole = match (&origin.whole, &difference) {
+            (None, None) => destination.whole,
+            (whole, _) => whole.clone(),
+        };
+        match (whole, &plan.recorded) {
+            (Some(found), Some(recorded)) if found != *recorded => {
+                Err(TransferError::OriginCorrupt {
+                    path: plan.source.path().to_string(),
+                    algorithm: found.algorithm_name(),
+                    recorded: recorded.hex().into(),
+                    found: found.hex().into(),
+                })
+            }
+            (whole, _) => match difference {
+                Some(difference) => Ok(DigestMatch::Differs(difference)),
+                None => whole
+                    .map(DigestMatch::Same)
+                    .ok_or_else(|| internal(&"no end has the digest of the whole file")),
+            },
         }
     }
+}
+
+/// Names a block in a message.
+fn block_text(index: usize, file_bytes: u64) -> String {
+    let bytes = block_bytes(file_bytes);
+    let start = bytes.saturating_mul(u64::try_from(index).unwrap_or(u64::MAX));
+    let end = file_bytes.min(start.saturating_add(bytes));
+    format!(" in bytes {start} to {}", end.saturating_sub(1))
+}
+
+/// Waits for a digest that a task computes.
+async fn finished(running: RunningDigest) -> Result<FileDigest, TransferError> {
+    running.await.map_err(|e| TransferError::Internal {
+        what: e.to_string(),
+    })?
 }

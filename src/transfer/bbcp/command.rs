@@ -9,9 +9,10 @@ use std::path::PathBuf;
 
 use crate::process::find_program;
 use crate::settings::Bbcp;
-use crate::transfer::endpoint::{AbsolutePath, Endpoint, Remote, ssh_options};
+use crate::transfer::endpoint::{AbsolutePath, Endpoint, Remote};
 use crate::transfer::failures::TransferError;
 use crate::transfer::plan::Plan;
+use crate::transfer::ssh::CopySession;
 
 /// bbcp's environment variable for a file with further options. It is set so that an existing `~/.bbcp.cf` has no
 /// effect.
@@ -30,18 +31,21 @@ pub(crate) struct Invocation {
 }
 
 impl Invocation {
-    /// Creates the command line of a plan, and searches for the program.
+    /// Creates the command line of a plan, and searches for the program. A copy with a remote end uses `session`.
     ///
     /// # Errors
     /// [`TransferError::ProgramMissing`].
-    pub(crate) fn new(plan: &Plan) -> Result<Self, TransferError> {
+    pub(super) fn new(plan: &Plan, session: Option<&CopySession>) -> Result<Self, TransferError> {
         let program =
             find_program(&plan.bbcp.program).ok_or_else(|| TransferError::ProgramMissing {
                 program: plan.bbcp.program.display().to_string(),
             })?;
         Ok(Self {
             program,
-            arguments: arguments(plan),
+            arguments: arguments(
+                plan,
+                &session.map(CopySession::ssh_options).unwrap_or_default(),
+            ),
         })
     }
 }
@@ -56,8 +60,8 @@ impl fmt::Display for Invocation {
     }
 }
 
-/// bbcp's arguments for a plan.
-pub(crate) fn arguments(plan: &Plan) -> Vec<String> {
+/// bbcp's arguments for a plan. `ssh_options` are the options of the ssh that starts bbcp at a remote end.
+fn arguments(plan: &Plan, ssh_options: &[String]) -> Vec<String> {
     let bbcp = &plan.bbcp;
     let mut line = CommandLine(Vec::new());
     line.flag("-v");
@@ -66,6 +70,8 @@ pub(crate) fn arguments(plan: &Plan) -> Vec<String> {
     if !bbcp.window.is_empty() {
         line.option("-w", &bbcp.window);
     }
+    // Written in order, the growing file can be read for its digest: it has no holes.
+    line.flag("-o");
     // bbcp exits only after both the file and its directory are on disk.
     line.option("-y", "dd");
     if plan.keeps_partial() {
@@ -96,10 +102,10 @@ pub(crate) fn arguments(plan: &Plan) -> Vec<String> {
         line.option("-x", &bbcp.max_rate);
     }
     if let Some(remote) = plan.source.endpoint().remote() {
-        line.option("-S", start_command(remote, bbcp));
+        line.option("-S", start_command(remote, bbcp, ssh_options));
     }
     if let Some(remote) = plan.target.endpoint().remote() {
-        line.option("-T", start_command(remote, bbcp));
+        line.option("-T", start_command(remote, bbcp, ssh_options));
     }
     // End of the options, for any content of the paths.
     line.flag("--");
@@ -124,9 +130,9 @@ impl CommandLine {
 }
 
 /// Command by which bbcp starts itself at the other end; `%U` and `%H` are bbcp's names for login and host.
-fn start_command(remote: &Remote, bbcp: &Bbcp) -> String {
+fn start_command(remote: &Remote, bbcp: &Bbcp, ssh_options: &[String]) -> String {
     let mut words = vec![remote.ssh.program.display().to_string()];
-    words.extend(ssh_options(&remote.ssh));
+    words.extend(ssh_options.iter().cloned());
     if !remote.ssh.user.is_empty() {
         words.extend(["-l".to_owned(), "%U".to_owned()]);
     }
@@ -137,10 +143,10 @@ fn start_command(remote: &Remote, bbcp: &Bbcp) -> String {
 fn spec(endpoint: &Endpoint, path: &AbsolutePath) -> String {
     match endpoint {
         Endpoint::Local => path.to_string(),
-        Endpoint::Remote(Remote { host, ssh }) if ssh.user.is_empty() => {
+        Endpoint::Remote(Remote { host, ssh, .. }) if ssh.user.is_empty() => {
             format!("{}:{path}", host.as_bbcp())
         }
-        Endpoint::Remote(Remote { host, ssh }) => {
+        Endpoint::Remote(Remote { host, ssh, .. }) => {
             format!("{}@{}:{path}", ssh.user, host.as_bbcp())
         }
     }
@@ -157,7 +163,8 @@ mod tests {
     use crate::transfer::plan::examples::{between, link, location, package};
 
     fn line(from: &Location, to: &Location, link: &LinkSettings) -> Vec<String> {
-        arguments(&between(from, to, &package("d", "p.tar"), link).unwrap())
+        let plan = between(from, to, &package("d", "p.tar"), link).unwrap();
+        arguments(&plan, &["-oPort=22".to_owned()])
     }
 
     fn here(root: &str) -> Location {
@@ -170,7 +177,7 @@ mod tests {
 
     #[test]
     fn a_local_copy_with_the_defaults() {
-        let expected = "-v -P 10 -s 16 -w 8m -y dd -e -E c32c=/dev/stdout -n -- \
+        let expected = "-v -P 10 -s 16 -w 8m -o -y dd -e -E c32c=/dev/stdout -n -- \
                         /a/d/p.tar /b/d/.ccat-transfer-42-2-deadbeef.part";
         assert_eq!(line(&here("/a"), &here("/b"), &link()).join(" "), expected);
     }
@@ -187,20 +194,14 @@ mod tests {
         link.bbcp.max_rate = "100m".into();
         link.bbcp.remote_program = "/opt/bbcp".into();
         link.ssh.user = "transfer".into();
-        link.ssh.port = 2222;
-        link.ssh.identity_file = "/k/id".into();
-        link.ssh.known_hosts_file = "/k/known".into();
-        link.ssh.options = vec!["ServerAliveInterval=5".into()];
-        let start = "ssh -x -a -oBatchMode=yes -oControlMaster=no -oControlPath=none \
-                     -oServerAliveInterval=5 -oConnectTimeout=15 -oServerAliveInterval=15 \
-                     -oServerAliveCountMax=4 -oPort=2222 -oIdentityFile=/k/id \
-                     -oIdentitiesOnly=yes -oUserKnownHostsFile=/k/known -l %U %H /opt/bbcp";
+        let start = "ssh -oPort=22 -l %U %H /opt/bbcp";
         let expected = [
             "-v",
             "-P",
             "2",
             "-s",
             "16",
+            "-o",
             "-y",
             "dd",
             "-z",
@@ -221,11 +222,7 @@ mod tests {
     fn a_pull_without_a_login() {
         let line = line(&far("/a"), &here("/b"), &link());
         let at = line.iter().position(|word| word == "-S").unwrap();
-        assert!(
-            line[at + 1].ends_with(" -oPort=22 %H bbcp"),
-            "{}",
-            line[at + 1]
-        );
+        assert_eq!(line[at + 1], "ssh -oPort=22 %H bbcp");
         assert!(!line.contains(&"-T".to_owned()));
         assert_eq!(line[line.len() - 2], "far.example.org:/a/d/p.tar");
     }
@@ -241,7 +238,7 @@ mod tests {
         let mut link = link();
         link.bbcp.program = "no-such-bbcp".into();
         let plan = between(&here("/a"), &here("/b"), &package("", "f"), &link).unwrap();
-        let error = Invocation::new(&plan).unwrap_err();
+        let error = Invocation::new(&plan, None).unwrap_err();
         assert_eq!(error.code(), "program_missing");
     }
 
@@ -270,7 +267,7 @@ mod tests {
             let Ok(plan) = between(&from, &to, &package(&relative, &name), &link()) else {
                 return Ok(());
             };
-            let line = arguments(&plan);
+            let line = arguments(&plan, &[]);
             let end = line.iter().position(|word| word == "--").unwrap();
             prop_assert_eq!(line.len(), end + 3);
             for operand in &line[end + 1..] {

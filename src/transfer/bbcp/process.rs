@@ -104,7 +104,13 @@ pub async fn copy(
     if cancel.is_cancelled() {
         return Err(TransferError::STOPPED);
     }
-    let invocation = Invocation::new(plan)?;
+    // Reserved until the copy has ended.
+    let session = tokio::select! {
+        biased;
+        () = cancel.cancelled() => return Err(TransferError::STOPPED),
+        session = plan.copy_session() => session?,
+    };
+    let invocation = Invocation::new(plan, session.as_ref())?;
     let (log, writer) = CopyLog::open(log_file).await?;
     log.append(&invocation.to_string()).await;
     let running = RunningCopy::start(plan, &invocation, log)?;

@@ -12,8 +12,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::digest::Digest;
+use super::digest::FileDigest;
 use super::failures::{Role, TransferError};
+use super::ssh::HostConnection;
 use crate::settings::{DigestAlgorithm, Ssh};
 
 mod address;
@@ -21,7 +22,6 @@ mod facts;
 mod local;
 mod remote;
 mod source;
-mod ssh;
 mod target;
 mod temporary;
 
@@ -30,7 +30,6 @@ pub use facts::{Facts, FileKind, FileTime};
 pub(super) use facts::{Links, RootProblem};
 pub(super) use local::directory::Directory;
 pub use source::Source;
-pub(super) use ssh::options as ssh_options;
 use target::Partial;
 pub use target::Target;
 pub use temporary::TemporaryName;
@@ -48,6 +47,8 @@ pub struct Remote {
     pub host: Host,
     /// Settings of ssh for this host.
     pub ssh: Box<Ssh>,
+    /// Connection for requests and copies.
+    connection: HostConnection,
 }
 
 /// Host of one end of a copy.
@@ -105,7 +106,7 @@ impl Endpoint {
     }
 }
 
-type DigestResult = Result<Digest, TransferError>;
+type DigestResult = Result<FileDigest, TransferError>;
 
 /// The digest of a file while it is computed by a task. Dropping it stops the computation.
 pub(super) type RunningDigest = AbortOnDropHandle<DigestResult>;
@@ -115,21 +116,18 @@ pub(super) type RunningDigest = AbortOnDropHandle<DigestResult>;
 pub struct ReadOptions<'a> {
     /// Algorithm.
     pub algorithm: DigestAlgorithm,
-    /// Expected size in bytes; decides how long a remote end may take.
+    /// Expected size in bytes.
     pub size: u64,
-    /// Maximum time without a byte before reading counts as failed. A remote end prints nothing before it is done, so
-    /// there this time is added to the time that [`Self::size`] allows.
+    /// True if the digests of the blocks are needed too. A remote end computes only these.
+    pub with_blocks: bool,
+    /// Maximum time without a byte before reading counts as failed. A remote end prints nothing before the end of a
+    /// block, so there the time for a block is added.
     pub stall_timeout: Duration,
     /// Number of bytes that the running copy has read so far; used at a local end only. The reader stays near the copy,
     /// so that it reads from the page cache, until the sender is dropped.
     pub behind: Option<&'a watch::Receiver<u64>>,
-}
-
-impl ReadOptions<'_> {
-    /// Time limit of a remote end.
-    fn limit(&self) -> Duration {
-        self.stall_timeout + Duration::from_secs(self.size / SLOWEST_DIGEST_BYTES_PER_S)
-    }
+    /// True if the file still grows to its expected size; used at a remote end only.
+    pub is_growing: bool,
 }
 
 /// Converts the failure of a file system operation.

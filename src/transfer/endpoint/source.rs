@@ -1,7 +1,7 @@
 //! The file to copy. No operation in this module can change an origin.
 
 use super::{AbsolutePath, Endpoint, Facts, FileKind, Links, ReadOptions, TemporaryName};
-use crate::transfer::digest::Digest;
+use crate::transfer::digest::FileDigest;
 use crate::transfer::failures::{Role, TransferError};
 
 /// The file to copy. It can be inspected and read.
@@ -67,11 +67,12 @@ impl Source {
         }
     }
 
-    /// Computes the digest of the file's content. Dropping the future stops the reading, at local and remote ends.
+    /// Computes the digest of the file's content. Dropping the future stops the reading, at a remote end after the
+    /// current block.
     ///
     /// # Errors
     /// The file cannot be read, the storage does not answer in time, or the remote end has no program for the digest.
-    pub async fn digest(&self, options: ReadOptions<'_>) -> Result<Digest, TransferError> {
+    pub async fn digest(&self, options: ReadOptions<'_>) -> Result<FileDigest, TransferError> {
         let digesting = self
             .endpoint
             .digest(Role::Origin, &self.path, Links::Follow, options);

@@ -1,7 +1,7 @@
 //! Destination of a copy. Only files with our temporary names can be removed here, and nothing is overwritten.
 
 use super::{AbsolutePath, Endpoint, Facts, FileKind, Links, ReadOptions, TemporaryName, local};
-use crate::transfer::digest::Digest;
+use crate::transfer::digest::FileDigest;
 use crate::transfer::failures::{Role, TransferError};
 
 /// Files of one attempt at the destination before it is published.
@@ -79,7 +79,8 @@ impl Target {
         self.path.temporary(&name)
     }
 
-    /// Makes the directory of the final path, below the location's own directory.
+    /// Makes the directory of the final path, below the location's own directory. Returns the number of bytes available
+    /// to us there.
     ///
     /// The location's directory must exist. If it is a mount point with nothing mounted, making it would fill the wrong
     /// disk.
@@ -87,7 +88,7 @@ impl Target {
     /// # Errors
     /// [`TransferError::DestinationRootMissing`], [`TransferError::DestinationDenied`], or the end could not be
     /// reached.
-    pub async fn ensure_directory(&self) -> Result<(), TransferError> {
+    pub async fn ensure_directory(&self) -> Result<u64, TransferError> {
         let directory = self.path.parent();
         match &self.endpoint {
             Endpoint::Local => local::ensure_directory(&self.root, &directory).await,
@@ -167,7 +168,7 @@ impl Target {
     ///
     /// # Errors
     /// As [`Source::digest`](super::Source::digest).
-    pub async fn digest(&self, options: ReadOptions<'_>) -> Result<Digest, TransferError> {
+    pub async fn digest(&self, options: ReadOptions<'_>) -> Result<FileDigest, TransferError> {
         let (role, path) = (Role::Destination, &self.path);
         self.endpoint
             .digest(role, path, Links::Follow, options)
@@ -181,7 +182,7 @@ impl Target {
     pub async fn digest_temporary(
         &self,
         options: ReadOptions<'_>,
-    ) -> Result<Digest, TransferError> {
+    ) -> Result<FileDigest, TransferError> {
         let path = self.temporary_path();
         self.endpoint
             .digest(Role::Destination, &path, Links::Refuse, options)

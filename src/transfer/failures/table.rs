@@ -301,9 +301,10 @@ failures! {
         algorithm: &'static str,
         expected: String,
         found: String,
+        part: String,
     } = "checksum_mismatch" {
         scope: Link, retry: General, wait: Backoff, partial: Restart,
-        message: "{path} has {algorithm} {found} at the destination where the origin has {expected}; the \
+        message: "{path} has {algorithm} {found} at the destination where the origin has {expected}{part}; the \
             copy was discarded",
         remedy: "If it is repeated, look for bad memory or a bad disk.",
     }

@@ -9,12 +9,13 @@ use entity::StorageType;
 use uuid::Uuid;
 
 use self::paths::{SOURCE_LIMIT, TARGET_LIMIT, can_hold_checkpoints, file_path, limit};
-use super::digest::Digest;
+use super::digest::{Digest, block_bytes};
 use super::endpoint::{
     Endpoint, Facts, Host, ReadOptions, Remote, Source, Target, TemporaryName, is_login,
 };
 use super::failures::{Role, TransferError};
 use super::link::LinkName;
+use super::ssh::{CopySession, SshConnections};
 use crate::settings::{Bbcp, DigestAlgorithm, LinkSettings, Slowness, Ssh};
 use crate::transfer::id::{AttemptNumber, TransferId};
 
@@ -26,6 +27,26 @@ pub use from_rows::PlanInput;
 pub(super) use from_rows::file_settings;
 pub use local_host::LocalHost;
 pub(super) use paths::checked_path;
+
+/// The worker's own host, and its connections to others.
+#[derive(Debug, Clone)]
+pub struct Hosts {
+    /// Names of the worker's own host.
+    pub local: LocalHost,
+    /// Connections to other hosts.
+    connections: SshConnections,
+}
+
+impl Hosts {
+    /// Creates the value for a process on the host `local`, without any connection.
+    #[must_use]
+    pub fn new(local: LocalHost) -> Self {
+        Self {
+            local,
+            connections: SshConnections::default(),
+        }
+    }
+}
 
 /// The only transfer method of this worker.
 const METHOD: &str = "bbcp";
@@ -106,9 +127,26 @@ impl Plan {
         ReadOptions {
             algorithm: self.digest,
             size: self.size,
+            with_blocks: self.compares_blocks(),
             stall_timeout: self.stall_timeout,
             behind: None,
+            is_growing: false,
         }
+    }
+
+    /// Returns true if the two ends are compared block by block: a remote end computes no digest of a whole file that
+    /// has several blocks.
+    fn compares_blocks(&self) -> bool {
+        let is_remote = |endpoint: &Endpoint| endpoint.remote().is_some();
+        block_bytes(self.size) < self.size
+            && (is_remote(self.source.endpoint()) || is_remote(self.target.endpoint()))
+    }
+
+    /// Returns true if the origin must be read to verify the copy. If the package has a recorded checksum, an end that
+    /// computes the digest of the whole file suffices.
+    pub(super) fn needs_origin_digest(&self) -> bool {
+        let has_whole = self.target.endpoint().remote().is_none() || !self.compares_blocks();
+        self.recorded.is_none() || !has_whole
     }
 
     /// Returns true if a partial copy of a failed attempt is kept, so that the next attempt completes it. This is so for
@@ -116,6 +154,32 @@ impl Plan {
     pub fn keeps_partial(&self) -> bool {
         self.resume_above.is_some_and(|least| self.size >= least)
             && can_hold_checkpoints(&self.target.checkpoint_path())
+    }
+
+    /// Reserves a session of the connection to the remote end, if there is one, for the ssh of this copy.
+    ///
+    /// # Errors
+    /// The remote end could not be reached.
+    pub(super) async fn copy_session(&self) -> Result<Option<CopySession>, TransferError> {
+        let ends = [
+            (Role::Origin, self.source.endpoint()),
+            (Role::Destination, self.target.endpoint()),
+        ];
+        for (role, endpoint) in ends {
+            if let Some(remote) = endpoint.remote() {
+                return remote.copy_session(role).await.map(Some);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Waits until the remote end answers, whatever the answer is, or cannot be reached.
+    pub(super) async fn reach_ends(&self) {
+        for endpoint in [self.source.endpoint(), self.target.endpoint()] {
+            if let Some(remote) = endpoint.remote() {
+                let _answer = remote.ping().await;
+            }
+        }
     }
 
     /// Key that identifies this copy's destination: host and path. `here` is the name of the worker's own host.
@@ -159,7 +223,7 @@ pub fn plan(
     attempt: Attempt,
     input: &PlanInput,
     link: &LinkSettings,
-    local: &LocalHost,
+    hosts: &Hosts,
 ) -> Result<Plan, TransferError> {
     let PlanInput {
         origin,
@@ -168,8 +232,8 @@ pub fn plan(
         method,
     } = input;
     check_method(origin, destination, method.as_deref())?;
-    let source_endpoint = endpoint(Role::Origin, origin, &link.ssh, local)?;
-    let target_endpoint = endpoint(Role::Destination, destination, &link.ssh, local)?;
+    let source_endpoint = endpoint(Role::Origin, origin, &link.ssh, hosts)?;
+    let target_endpoint = endpoint(Role::Destination, destination, &link.ssh, hosts)?;
     if let (Endpoint::Remote(from), Endpoint::Remote(to)) = (&source_endpoint, &target_endpoint) {
         return Err(TransferError::BothRemote {
             origin_host: from.host.to_string(),
@@ -179,7 +243,7 @@ pub fn plan(
 
     let source_path = file_path(Role::Origin, &origin.root, package, SOURCE_LIMIT)?;
     let temporary = TemporaryName::new(attempt.transfer_id, attempt.number, attempt.lease_token);
-    let target = self::target(destination, package, &link.ssh, local, temporary)?;
+    let target = self::target(destination, package, &link.ssh, hosts, temporary)?;
     let one_host = matches!(
         (&source_endpoint, &target_endpoint),
         (Endpoint::Local, Endpoint::Local)
@@ -220,12 +284,12 @@ pub(super) fn target(
     destination: &Location,
     package: &Package,
     ssh: &Ssh,
-    local: &LocalHost,
+    hosts: &Hosts,
     temporary: TemporaryName,
 ) -> Result<Target, TransferError> {
     let path = file_path(Role::Destination, &destination.root, package, TARGET_LIMIT)?;
     Ok(Target::new(
-        endpoint(Role::Destination, destination, ssh, local)?,
+        endpoint(Role::Destination, destination, ssh, hosts)?,
         checked_path(Role::Destination, &destination.root)?,
         path,
         temporary,
@@ -268,7 +332,7 @@ pub(super) fn endpoint(
     role: Role,
     location: &Location,
     ssh: &Ssh,
-    local: &LocalHost,
+    hosts: &Hosts,
 ) -> Result<Endpoint, TransferError> {
     let unsupported = match location.storage {
         StorageType::Disk => None,
@@ -283,7 +347,7 @@ pub(super) fn endpoint(
         });
     }
     let host = named_host(location);
-    if host.is_empty() || local.has_name(host) {
+    if host.is_empty() || hosts.local.has_name(host) {
         return Ok(Endpoint::Local);
     }
     let host = Host::new(host).map_err(|problem| TransferError::BadHost {
@@ -299,10 +363,8 @@ pub(super) fn endpoint(
             user: ssh.user.clone(),
         });
     }
-    Ok(Endpoint::Remote(Remote {
-        host,
-        ssh: Box::new(ssh.clone()),
-    }))
+    let remote = Remote::new(host, ssh, &hosts.connections);
+    Ok(Endpoint::Remote(remote))
 }
 
 /// Plans for the tests of this crate.
@@ -363,8 +425,8 @@ pub(super) mod examples {
         package: &Package,
         link: &LinkSettings,
     ) -> Result<Plan, TransferError> {
-        let local = LocalHost::new("here", []);
-        plan(attempt(), &input(from, to, package), link, &local)
+        let hosts = Hosts::new(LocalHost::new("here", []));
+        plan(attempt(), &input(from, to, package), link, &hosts)
     }
 }
 
@@ -466,8 +528,8 @@ mod tests {
             method: method.map(str::to_owned),
             ..examples::input(&from, &to, &package("", "f"))
         };
-        let (attempt, local) = (examples::attempt(), LocalHost::new("here", []));
-        let error = plan(attempt, &input, &link(), &local).unwrap_err();
+        let hosts = Hosts::new(LocalHost::new("here", []));
+        let error = plan(examples::attempt(), &input, &link(), &hosts).unwrap_err();
         assert_eq!(error.code(), code);
     }
 

@@ -25,8 +25,7 @@ use super::{
     AbsolutePath, DigestResult, Facts, FileKind, FileTime, Links, OPERATION_LIMIT, ReadOptions,
     RootProblem, storage,
 };
-use crate::settings::DigestAlgorithm;
-use crate::transfer::digest::{self, Digest};
+use crate::transfer::digest::{self, FileDigest};
 use crate::transfer::failures::{Role, TransferError};
 
 pub(in crate::transfer) mod directory;
@@ -200,7 +199,7 @@ fn sync_directories(directories: &[AbsolutePath]) -> Result<(), TransferError> {
 pub(super) async fn ensure_directory(
     root: &AbsolutePath,
     directory: &AbsolutePath,
-) -> Result<(), TransferError> {
+) -> Result<u64, TransferError> {
     let (root, directory) = (root.clone(), directory.clone());
     blocking("mkdir", move || {
         if !root.as_path().is_dir() {
@@ -210,7 +209,8 @@ pub(super) async fn ensure_directory(
         }
         create_below(&root, &directory).map_err(|e| refused("mkdir", &directory, e))?;
         eaccess(directory.as_path(), AccessFlags::W_OK | AccessFlags::X_OK)
-            .map_err(|e| refused("access", &directory, e))
+            .map_err(|e| refused("access", &directory, e))?;
+        available(&directory)
     })
     .await
 }
@@ -228,11 +228,13 @@ fn create_below(root: &AbsolutePath, directory: &AbsolutePath) -> io::Result<()>
 
 pub(super) async fn free_space(directory: &AbsolutePath) -> Result<u64, TransferError> {
     let directory = directory.clone();
-    blocking("statvfs", move || {
-        let found = statvfs(directory.as_path()).map_err(|e| refused("statvfs", &directory, e))?;
-        Ok(found.blocks_available() * found.fragment_size())
-    })
-    .await
+    blocking("statvfs", move || available(&directory)).await
+}
+
+/// Bytes available to this user in a directory.
+fn available(directory: &AbsolutePath) -> Result<u64, TransferError> {
+    let found = statvfs(directory.as_path()).map_err(|e| refused("statvfs", directory, e))?;
+    Ok(found.blocks_available() * found.fragment_size())
 }
 
 /// State shared by the reading thread and the task that waits for its digest.
@@ -254,17 +256,19 @@ impl Shared {
         !self.stop.load(Ordering::Relaxed)
     }
 
-    /// Reads a file to its end; runs in its own thread. If the copy that it follows (`behind`) holds it back, the
-    /// thread sleeps until the copy wakes it, and records progress each `sign_every`.
+    /// Reads a file to its end; runs in its own thread. If the copy that it follows holds it back, the thread sleeps
+    /// until the copy wakes it, and records progress at each poll.
     fn read(
         &self,
         role: Role,
         path: &Path,
-        algorithm: DigestAlgorithm,
         links: Links,
-        behind: Option<&watch::Receiver<u64>>,
-        sign_every: Duration,
-    ) -> io::Result<Digest> {
+        options: ReadOptions<'_>,
+    ) -> io::Result<FileDigest> {
+        let behind = options.behind;
+        let block_bytes = options
+            .with_blocks
+            .then(|| digest::block_bytes(options.size));
         // A copy at memory speed needs all processors, so a reader beside a copy uses only what the copy leaves. The
         // rest of the file is read after the copy, at the same time as the other end.
         if behind.is_some() {
@@ -275,14 +279,14 @@ impl Shared {
         if role == Role::Destination {
             let _advice_only = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
         }
-        digest::of(algorithm, file, |bytes| {
+        digest::of(options.algorithm, block_bytes, file, |bytes| {
             let is_too_far = |copied: &watch::Receiver<u64>| {
                 copied.has_changed().is_ok()
                     && bytes > copied.borrow().saturating_add(MAX_LEAD_BYTES)
             };
             let mut is_wanted = self.sign(bytes);
             while is_wanted && behind.is_some_and(is_too_far) {
-                thread::park_timeout(sign_every);
+                thread::park_timeout(poll_interval(options.stall_timeout));
                 is_wanted = self.sign(bytes);
             }
             is_wanted
@@ -327,24 +331,23 @@ pub(super) async fn digest(
 ) -> DigestResult {
     let shared = Arc::<Shared>::default();
     let mut copied = options.behind.cloned();
-    let poll_every = options.stall_timeout / POLLS;
     let (thread, mut digest) = run_in_thread({
         let (shared, path, behind) = (shared.clone(), path.clone(), copied.clone());
+        let options = ReadOptions {
+            behind: None,
+            ..options
+        };
         move || {
-            let path = path.as_path();
-            shared.read(
-                role,
-                path,
-                options.algorithm,
-                links,
-                behind.as_ref(),
-                poll_every,
-            )
+            let options = ReadOptions {
+                behind: behind.as_ref(),
+                ..options
+            };
+            shared.read(role, path.as_path(), links, options)
         }
     })
     .map_err(|e| storage("read", role, path, e))?;
     let reader = Reader { shared, thread };
-    let mut polls = interval(poll_every.max(Duration::from_millis(1)));
+    let mut polls = interval(poll_interval(options.stall_timeout));
     let mut last = (0, Instant::now());
     loop {
         tokio::select! {
@@ -376,6 +379,11 @@ pub(super) async fn digest(
             });
         }
     }
+}
+
+/// Interval between two stall checks.
+fn poll_interval(stall_timeout: Duration) -> Duration {
+    (stall_timeout / POLLS).max(Duration::from_millis(1))
 }
 
 /// Waits until more is copied. Returns false when the copy has ended. Without a copy it never returns.

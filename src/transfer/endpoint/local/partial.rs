@@ -157,7 +157,7 @@ fn is_not_a_directory(e: &io::Error) -> bool {
 }
 
 /// Makes the directory of an attempt's checkpoints, and adopts an earlier attempt's copy.
-/// Returns the number of bytes of that copy.
+/// Returns the number of bytes of that copy. A repetition has the same result.
 pub(in crate::transfer::endpoint) async fn begin(
     earlier: Option<Partial>,
     own: Partial,
@@ -189,10 +189,9 @@ fn adopt(earlier: Option<&Partial>, own: &Partial) -> io::Result<u64> {
     directory.make(&checkpoints)?;
     // The entry is a directory.
     directory.open_entry(&checkpoints)?;
-    let Some(earlier) = adopted else {
-        return Ok(0);
-    };
-    directory.rename(&earlier.name.to_string(), &now)?;
+    if let Some(earlier) = adopted {
+        directory.rename(&earlier.name.to_string(), &now)?;
+    }
     let found = directory.stat(&now)?;
     Ok(found.map_or(0, |found| u64::try_from(found.st_size).unwrap_or(0)))
 }

@@ -1,45 +1,32 @@
-//! An end on another host: fixed scripts for its POSIX shell, run by ssh.
+//! An end on another host: fixed scripts for its POSIX shell, run over the [connection](super::HostConnection) to it.
 //!
-//! ssh passes one string to the login shell of that host, so every word is quoted. Data are never part of a script,
-//! only its positional arguments. Scripts are single lines, since some login shells do not accept a line break inside
-//! quotes. [A mark](Mark) separates the answer from the output of start-up files. Known errors have exit codes defined
-//! in this module.
+//! Data are never part of a script, only its positional arguments. Known errors have exit codes defined in this module.
 
 use std::collections::HashSet;
-use std::process::Stdio;
+use std::io;
 use std::time::Duration;
 
-use tokio::time::timeout;
-
-use self::answer::{Mark, MarkedOutput};
-use self::parse::{available, facts, printed_digest};
-use self::scripts::{
-    ABSENT, ADOPT, CLOCK, DENIED, DF, DIGEST, EXISTS, LIST, MARKER, MKDIR, NO_LINKS, NO_PROGRAM,
-    REMOVE, RENAME, ROOT, STAT, SYNC, VERSION,
-};
-use super::ssh::options;
-use super::{
-    AbsolutePath, DigestResult, Facts, Links, OPERATION_LIMIT, Partial, ReadOptions, Remote,
-    RootProblem, TemporaryName, storage,
-};
-use crate::process::{Group, command, find_program};
-use crate::settings::{DigestAlgorithm, Ssh};
+use super::{AbsolutePath, Facts, Links, Partial, Remote, RootProblem, TemporaryName, storage};
+use crate::settings::Ssh;
+use crate::transfer::endpoint::Host;
 use crate::transfer::failures::{Role, TransferError, connection_failure};
 use crate::transfer::id::TransferId;
+use crate::transfer::ssh::{
+    CopySession, LOGIN_LIMIT, LoginFailure, MasterEnd, RequestFailure, ScriptReply, SshConnections,
+};
 
-mod answer;
+use self::parse::{available, facts};
+use self::scripts::{
+    ABSENT, ADOPT, CLOCK, DENIED, DF, EXISTS, LIST, MARKER, MKDIR, NO_LINKS, NO_PROGRAM, PING,
+    REMOVE, RENAME, ROOT, STAT, SYNC, VERSION,
+};
+
+mod digest;
 mod parse;
 mod scripts;
 
-/// Exit code of ssh for a failed connection. A killed remote command gives the same code.
-const SSH_FAILED: i32 = 255;
-
-/// Answer of a script.
-struct ScriptReply {
-    code: i32,
-    answers: Vec<String>,
-    complaint: String,
-}
+/// Time limit of a request. It is longer than ssh needs to notice that a host has become unreachable.
+const REQUEST_LIMIT: Duration = Duration::from_secs(75);
 
 /// A script with its arguments, role and path.
 struct ScriptCall<'a> {
@@ -49,7 +36,6 @@ struct ScriptCall<'a> {
     script: &'static str,
     arguments: &'a [&'a str],
     limit: Duration,
-    stdin: Stdio,
 }
 
 impl<'a> ScriptCall<'a> {
@@ -66,8 +52,7 @@ impl<'a> ScriptCall<'a> {
             path,
             script,
             arguments,
-            limit: OPERATION_LIMIT,
-            stdin: Stdio::null(),
+            limit: REQUEST_LIMIT,
         }
     }
 
@@ -99,6 +84,15 @@ impl<'a> ScriptCall<'a> {
 }
 
 impl Remote {
+    /// Creates an end on `host`. Nothing is connected before the first request.
+    pub(in crate::transfer) fn new(host: Host, ssh: &Ssh, connections: &SshConnections) -> Self {
+        Self {
+            connection: connections.to(&host, ssh),
+            host,
+            ssh: Box::new(ssh.clone()),
+        }
+    }
+
     pub(super) async fn stat(
         &self,
         role: Role,
@@ -123,7 +117,7 @@ impl Remote {
         &self,
         root: &AbsolutePath,
         directory: &AbsolutePath,
-    ) -> Result<(), TransferError> {
+    ) -> Result<u64, TransferError> {
         let arguments = [root.as_str(), directory.as_str()];
         let request = ScriptCall::new(Role::Destination, "mkdir", directory, MKDIR, &arguments);
         let (request, reply) = self.run(request).await?;
@@ -132,51 +126,14 @@ impl Remote {
                 path: root.to_string(),
             });
         }
-        expect_word(&request, reply, "made")
+        available_bytes(&request, reply)
     }
 
     pub(super) async fn free_space(&self, directory: &AbsolutePath) -> Result<u64, TransferError> {
         let arguments = [directory.as_str()];
         let request = ScriptCall::new(Role::Destination, "df", directory, DF, &arguments);
         let (request, reply) = self.run(request).await?;
-        match (reply.code, reply.answers.as_slice()) {
-            (0, [answer]) => {
-                available(answer).ok_or_else(|| request.unexpected_answer(&reply.answers))
-            }
-            (0, answers) => Err(request.unexpected_answer(answers)),
-            _ => Err(request.failure(reply)),
-        }
-    }
-
-    pub(super) async fn digest(
-        &self,
-        role: Role,
-        path: &AbsolutePath,
-        links: Links,
-        options: ReadOptions<'_>,
-    ) -> DigestResult {
-        let command = digest_command(&self.ssh, options.algorithm);
-        let arguments: Vec<&str> = [path.as_str(), word(links)]
-            .into_iter()
-            .chain(command.iter().map(String::as_str))
-            .collect();
-        let request = ScriptCall {
-            limit: options.limit(),
-            stdin: Stdio::piped(),
-            ..ScriptCall::new(role, "digest", path, DIGEST, &arguments)
-        };
-        let (request, reply) = self.run(request).await?;
-        match (reply.code, reply.answers.as_slice()) {
-            (0, [answer]) => printed_digest(options.algorithm, answer)
-                .ok_or_else(|| request.unexpected_answer(&reply.answers)),
-            (NO_PROGRAM, _) => Err(TransferError::RemoteProgramMissing {
-                role,
-                host: self.host.to_string(),
-                line: format!("{}: not found", shell_words::join(command)),
-            }),
-            (0, answers) => Err(request.unexpected_answer(answers)),
-            _ => Err(request.failure(reply)),
-        }
+        available_bytes(&request, reply)
     }
 
     pub(super) async fn rename_no_overwrite(
@@ -302,6 +259,23 @@ impl Remote {
             .collect())
     }
 
+    /// Waits for an answer of the host that does not depend on its storage.
+    pub(in crate::transfer) async fn ping(&self) -> Result<(), TransferError> {
+        let nowhere = AbsolutePath::root();
+        let request = ScriptCall::new(Role::Destination, "ping", &nowhere, PING, &[]);
+        let (request, reply) = self.run(request).await?;
+        expect_word(&request, reply, "pong")
+    }
+
+    /// Reserves a session of the connection for the ssh of a copy.
+    pub(in crate::transfer) async fn copy_session(
+        &self,
+        role: Role,
+    ) -> Result<CopySession, TransferError> {
+        let session = self.connection.copy_session().await;
+        session.map_err(|failure| self.login_error(role, failure))
+    }
+
     /// Reads the host's clock, in seconds since 1970.
     ///
     /// # Errors
@@ -346,82 +320,64 @@ impl Remote {
     /// The script could not be run. Errors that the script itself reports are in the reply.
     async fn run<'a>(
         &self,
-        mut request: ScriptCall<'a>,
+        call: ScriptCall<'a>,
     ) -> Result<(ScriptCall<'a>, ScriptReply), TransferError> {
-        let program = &self.ssh.program;
-        let missing = || TransferError::ProgramMissing {
-            program: program.display().to_string(),
+        let ScriptCall {
+            script,
+            arguments,
+            limit,
+            ..
+        } = call;
+        let failure = match self.connection.request(script, arguments, limit).await {
+            Ok(reply) => return Ok((call, reply)),
+            Err(failure) => failure,
         };
-        let spawn = |source| TransferError::Spawn {
-            program: program.display().to_string(),
-            source,
-        };
-        let mark = Mark::new();
-        let mut ssh = command(&find_program(program).ok_or_else(missing)?);
-        ssh.args(self.arguments(&request, &mark));
-        ssh.stdin(std::mem::replace(&mut request.stdin, Stdio::null()));
-        let mut child = ssh.spawn().map_err(spawn)?;
-        // Declared after the child, so that it is dropped before it.
-        let group = Group::of(&child).map_err(spawn)?;
-        // Held open: the digest script stops when it closes.
-        let _stdin = child.stdin.take();
-        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-
-        let ended = async {
-            let status = child.wait().await;
-            // Processes that ssh left must not keep the outputs open.
-            group.end(Duration::ZERO).await;
-            status
-        };
-        let outputs = async {
-            let complaint = answer::read_stderr(stderr, &mark);
-            tokio::join!(MarkedOutput::read(stdout, &mark), complaint)
-        };
-        let work = async { tokio::join!(ended, outputs) };
-        let Ok((status, (answer, complaint))) = timeout(request.limit, work).await else {
-            return Err(TransferError::OperationTimeout {
-                operation: request.operation,
+        Err(match failure {
+            RequestFailure::Login(failure) => self.login_error(call.role, failure),
+            RequestFailure::Lost(end) => self.end_error(call.role, &end),
+            RequestFailure::TimedOut => TransferError::OperationTimeout {
+                operation: call.operation,
                 host: self.host.to_string(),
-                limit: request.limit,
-            });
-        };
-        let code = match status.map_err(spawn)?.code() {
-            Some(code) if code != SSH_FAILED => code,
-            _ => return Err(self.connection_error(request.role, &complaint)),
-        };
-        let complaint = last_line(&complaint);
-        if !answer.begun {
-            let said = match complaint.is_empty() {
-                true => &answer.noise,
-                false => &complaint,
-            };
-            return Err(TransferError::RemoteDied {
-                host: self.host.to_string(),
-                line: format!("its login shell ended with {code} before the command ran: {said}"),
-            });
-        }
-        let reply = ScriptReply {
-            code,
-            answers: answer.lines,
-            complaint,
-        };
-        Ok((request, reply))
+                limit,
+            },
+            RequestFailure::LineBreak => {
+                let text = "a path or an argument contains a line break";
+                storage(call.operation, call.role, call.path, text)
+            }
+        })
     }
 
-    fn arguments(&self, request: &ScriptCall<'_>, mark: &Mark) -> Vec<String> {
-        let script = ["sh", "-c", request.script, mark.as_str()];
-        let words = script.iter().chain(request.arguments);
-        let mut arguments = options(&self.ssh);
-        arguments.push("-T".into());
-        if !self.ssh.user.is_empty() {
-            arguments.extend(["-l".to_owned(), self.ssh.user.clone()]);
+    fn login_error(&self, role: Role, failure: LoginFailure) -> TransferError {
+        let program = || self.ssh.program.display().to_string();
+        match failure {
+            LoginFailure::ProgramMissing => TransferError::ProgramMissing { program: program() },
+            LoginFailure::Spawn(error) => TransferError::Spawn {
+                program: program(),
+                source: io::Error::new(error.kind(), error),
+            },
+            LoginFailure::Ended(end) => self.end_error(role, &end),
+            LoginFailure::TimedOut => TransferError::OperationTimeout {
+                operation: "ssh login",
+                host: self.host.to_string(),
+                limit: LOGIN_LIMIT,
+            },
         }
-        arguments.extend([
-            "--".to_owned(),
-            self.host.as_ssh().to_owned(),
-            shell_words::join(words),
-        ]);
-        arguments
+    }
+
+    /// The error for an ssh process that has ended.
+    fn end_error(&self, role: Role, end: &MasterEnd) -> TransferError {
+        let code = match end.code {
+            Some(code) if !end.is_of_ssh() => code,
+            _ => return self.connection_error(role, &end.stderr),
+        };
+        let said = match last_line(&end.stderr) {
+            line if line.is_empty() => end.noise.clone(),
+            line => line,
+        };
+        TransferError::RemoteDied {
+            host: self.host.to_string(),
+            line: format!("its login shell ended with {code} before the command ran: {said}"),
+        }
     }
 
     /// The error for a failed connection of ssh, or one that broke.
@@ -473,12 +429,11 @@ fn last_line(text: &str) -> String {
     line.unwrap_or_default().chars().take(500).collect()
 }
 
-/// Program with arguments that computes a digest.
-fn digest_command(ssh: &Ssh, algorithm: DigestAlgorithm) -> &[String] {
-    match algorithm {
-        DigestAlgorithm::Sha256 => &ssh.sha256_command,
-        DigestAlgorithm::Blake3 => &ssh.blake3_command,
-        DigestAlgorithm::Xxh3 => &ssh.xxh3_command,
-        DigestAlgorithm::Md5 => &ssh.md5_command,
+/// Parses the reply of a script that prints the last line of `df`.
+fn available_bytes(request: &ScriptCall<'_>, reply: ScriptReply) -> Result<u64, TransferError> {
+    match (reply.code, reply.answers.as_slice()) {
+        (0, [answer]) => available(answer).ok_or_else(|| request.unexpected_answer(&reply.answers)),
+        (0, answers) => Err(request.unexpected_answer(answers)),
+        _ => Err(request.failure(reply)),
     }
 }

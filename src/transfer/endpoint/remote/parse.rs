@@ -85,8 +85,26 @@ pub(super) fn available(line: &str) -> Option<u64> {
     })
 }
 
+/// Answer of [`DIGEST`](super::scripts::DIGEST).
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum BlockAnswer {
+    /// The file does not have all bytes of the block yet.
+    Short,
+    /// Digest of the block.
+    Digest(Digest),
+}
+
+/// Parses the answer of [`DIGEST`](super::scripts::DIGEST).
+pub(super) fn block(algorithm: DigestAlgorithm, answer: &str) -> Option<BlockAnswer> {
+    match answer.split_once(' ')? {
+        ("short", _) => Some(BlockAnswer::Short),
+        ("digest", printed) => printed_digest(algorithm, printed).map(BlockAnswer::Digest),
+        _ => None,
+    }
+}
+
 /// Parses `HEX  -`, or xxhsum's `XXH3_HEX  stdin` (0.8.1 and later) and `XXH3 (stdin) = HEX`.
-pub(super) fn printed_digest(algorithm: DigestAlgorithm, answer: &str) -> Option<Digest> {
+fn printed_digest(algorithm: DigestAlgorithm, answer: &str) -> Option<Digest> {
     let mut words = answer.split_ascii_whitespace();
     let hex = match words.next()? {
         "XXH3" => words.next_back()?,
@@ -155,6 +173,18 @@ mod tests {
         assert_eq!(available(line), expected);
     }
 
+    #[test]
+    fn block_answers() {
+        let of = |answer| block(DigestAlgorithm::Xxh3, answer);
+        assert_eq!(of("short 12"), Some(BlockAnswer::Short));
+        assert!(matches!(
+            of("digest 78af5f94892f3950 -"),
+            Some(BlockAnswer::Digest(_))
+        ));
+        assert_eq!(of("digest xxhsum: -"), None);
+        assert_eq!(of("78af5f94892f3950"), None);
+    }
+
     #[rstest]
     #[case(DigestAlgorithm::Xxh3, "XXH3_78af5f94892f3950  stdin", true)]
     #[case(DigestAlgorithm::Xxh3, "XXH3 (stdin) = 78af5f94892f3950", true)]
@@ -174,7 +204,7 @@ mod tests {
         fn any_answer_is_read_without_panic(answer in "\\PC*") {
             facts(&answer);
             available(&answer);
-            printed_digest(DigestAlgorithm::Xxh3, &answer);
+            block(DigestAlgorithm::Xxh3, &answer);
         }
     }
 }

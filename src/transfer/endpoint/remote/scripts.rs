@@ -1,12 +1,9 @@
 //! The scripts that run at a remote end.
 //!
 //! The scripts are for a POSIX shell with POSIX programs. Other features that they use (`stat`, `sync` with a name,
-//! `-ef`) may be missing. Data are positional arguments only. `$0` is the mark of the request: [`BEGIN`] prints it
-//! alone, so that earlier output of a start-up file is not part of the answer, and `say` prints it before each line of
-//! the answer. Our own file names are used relative to their directory, which `cd` holds open, and never through a
-//! symbolic link.
-//!
-//! [`BEGIN`]: begin
+//! `-ef`) may be missing. Data are positional arguments only. `$0` is the mark of the connection: `say` prints it before
+//! each line of the answer. A script may run twice: if the connection is lost before the answer, the request is repeated.
+//! Our own file names are used relative to their directory, which `cd` holds open, and never through a symbolic link.
 
 // Exit codes. The scripts contain them as digits.
 pub(super) const ABSENT: i32 = 66;
@@ -15,10 +12,10 @@ pub(super) const EXISTS: i32 = 73;
 pub(super) const NO_LINKS: i32 = 72;
 pub(super) const NO_PROGRAM: i32 = 69;
 
-/// Marks the beginning on both outputs, and defines `say`.
-macro_rules! begin {
+/// Defines `say`, which prints a line of the answer.
+macro_rules! say {
     () => {
-        r#"export LC_ALL=C; printf "\n%s begin\n" "$0"; printf "\n%s begin\n" "$0" >&2; say() { printf "%s %s\n" "$0" "$*"; }; "#
+        r#"say() { printf "%s %s\n" "$0" "$*"; }; "#
     };
 }
 
@@ -57,26 +54,26 @@ macro_rules! flush {
 /// MODIFIED CHANGED|MODIFIED|CHANGED`, the times in seconds and as text; `-` stands for an unknown value. Without the
 /// `stat` of GNU or busybox, `ls` provides the size.
 pub(super) const STAT: &str = concat!(
-    begin!(),
+    say!(),
     absent!(),
     r#"if test "$2" = keep && test -L "$1"; then say "other no - 0 - - - - -"; exit 0; fi; test -e "$1" || absent "$1"; k=other; test -d "$1" && k=directory; test -f "$1" && k=file; r=no; test -r "$1" && r=yes; b=$(cat /proc/sys/kernel/random/boot_id 2>/dev/null); f=$(stat -L -c "%s %d %i %h %Y %Z|%y|%z" "$1" 2>/dev/null) || { set -- $(ls -lndL "$1"); f="$5 - - $2 - -"; }; say "$k $r ${b:--} $f""#
 );
 
 /// $1 the location's directory, $2 the one to make below it. A symbolic link on the way is followed
-/// only if it belongs to root, to our user or to the owner of its directory.
+/// only if it belongs to root, to our user or to the owner of its directory. Answers df's last line, as [`DF`].
 pub(super) const MKDIR: &str = concat!(
-    begin!(),
+    say!(),
     r#"test -d "$1" || exit 66; owner() { ls -ldn "$1" | { read -r m n u r; echo "$u"; }; }; p=$1; r=${2#"$1"}; while r=${r#/}; test -n "$r"; do c=${r%%/*}; l=$p; p=${p%/}/$c; r=${r#"$c"}; if test -L "$p"; then o=$(owner "$p"); case $o in 0|"$(id -u)"|"$(owner "$l/.")") ;; *) echo "$p is a symbolic link of user $o, which is not followed" >&2; exit 77;; esac; fi; done; "#,
-    r#"e=$(mkdir -p "$2" 2>&1) || { echo "$e" >&2; case $e in *": Permission denied"|*": Read-only file system") exit 77;; esac; exit 1; }; test -w "$2" && test -x "$2" || exit 77; say made"#
+    r#"e=$(mkdir -p "$2" 2>&1) || { echo "$e" >&2; case $e in *": Permission denied"|*": Read-only file system") exit 77;; esac; exit 1; }; test -w "$2" && test -x "$2" || exit 77; say "$(df -P -k "$2" | tail -n 1)""#
 );
 
 /// $1 directory. Answers df's last line.
-pub(super) const DF: &str = concat!(begin!(), r#"say "$(df -P -k "$1" | tail -n 1)""#);
+pub(super) const DF: &str = concat!(say!(), r#"say "$(df -P -k "$1" | tail -n 1)""#);
 
 /// $1 directory, $2 name of the copy, $3 final name, $4 name of the copy's checkpoints; then the directories that are
 /// written to the disk.
 pub(super) const RENAME: &str = concat!(
-    begin!(),
+    say!(),
     clear!(),
     flush!(),
     r#"cd "$1" || exit 1; clear "./$4" || exit 1; "#,
@@ -88,28 +85,29 @@ pub(super) const RENAME: &str = concat!(
 
 /// $1 a file; then the directories that are written to the disk with it.
 pub(super) const SYNC: &str = concat!(
-    begin!(),
+    say!(),
     absent!(),
     flush!(),
     r#"test -e "$1" || absent "$1"; flush "$@" || exit 1; say written"#
 );
 
-/// $1 directory, $2 name. Makes an empty file; fails if the name exists.
+/// $1 directory, $2 name. Makes an empty file; fails if anything else has this name.
 pub(super) const MARKER: &str = concat!(
-    begin!(),
-    r#"cd "$1" || exit 1; set -C; umask 077; : >"./$2" || exit 1; say made"#
+    say!(),
+    plain!(),
+    r#"cd "$1" || exit 1; if ! plain "./$2" || test -s "./$2"; then set -C; umask 077; : >"./$2" || exit 1; fi; say made"#
 );
 
 /// $1 a location's directory. Answers its problem (missing, closed, empty) or `good`. A directory that cannot be listed
 /// does not count as empty.
 pub(super) const ROOT: &str = concat!(
-    begin!(),
+    say!(),
     r#"if ! test -d "$1"; then say missing; elif ! test -x "$1"; then say closed; elif test -z "$(ls -A "$1" 2>&1 | head -n 1)"; then say empty; else say good; fi"#
 );
 
 /// $1 directory, $2 name of the copy, $3 name of its checkpoints. Removes both.
 pub(super) const REMOVE: &str = concat!(
-    begin!(),
+    say!(),
     absent!(),
     clear!(),
     r#"cd "$1" 2>/dev/null || absent "$1"; rm -f "./$2" || exit 1; clear "./$3" || exit 1; say removed"#
@@ -118,35 +116,49 @@ pub(super) const REMOVE: &str = concat!(
 /// $1 directory, $2 name of our copy, $3 name of its checkpoints; then, if an earlier attempt left a copy, $4 its name,
 /// $5 name of its checkpoints. Answers the number of bytes of that copy. The copy is renamed last, as at a local end.
 pub(super) const ADOPT: &str = concat!(
-    begin!(),
+    say!(),
     plain!(),
     clear!(),
     r#"cd "$1" || exit 1; plain "./$2" || rm -f "./$2" || exit 1; e=; "#,
     r#"if test -n "$4"; then if plain "./$4" && test -d "./$5" && ! test -L "./$5"; then e=$4; clear "./$3" && mv "./$5" "./$3" || exit 1; for f in "./$3"/bbcp.*"$4"; do if test -e "$f"; then mv "$f" "${f%"$4"}$2" || exit 1; fi; done; else rm -f "./$4" && clear "./$5" || exit 1; fi; fi; "#,
     r#"if test -L "./$3" || ! test -d "./$3"; then clear "./$3" && mkdir "./$3" || exit 1; fi; "#,
-    r#"n=0; if test -n "$e"; then mv "./$e" "./$2" || exit 1; set -- $(ls -lnd "./$2"); n=$5; fi; say "$n""#
+    r#"if test -n "$e"; then mv "./$e" "./$2" || exit 1; fi; n=0; if plain "./$2"; then set -- $(ls -lnd "./$2"); n=$5; fi; say "$n""#
 );
 
 /// $1 directory, $2 transfer id. Lists the transfer's temporaries.
 pub(super) const LIST: &str = concat!(
-    begin!(),
+    say!(),
     r#"cd "$1" 2>/dev/null || { test -e "$1" && exit 77; exit 0; }; for f in .ccat-transfer-"$2"-*.part .ccat-transfer-"$2"-*.ckpt; do if test -e "$f" || test -L "$f"; then say "$f"; fi; done; exit 0"#
 );
 
-/// $1 path, $2 `keep` if a symbolic link must not be followed; then the program and its arguments. Reads to the end of
-/// the file, or until its own standard input ends: the worker closes that when it gives up. Otherwise the script would
-/// continue for hours.
+/// $1 path, $2 `keep` if a symbolic link must not be followed, $3 number of bytes that the file must have, $4 number of
+/// seconds to wait for them, $5 first mebibyte to read, $6 number of mebibytes to read; then the program and its
+/// arguments. Answers `short SIZE` if the file has too few bytes, or `digest` and the output of the program.
+///
+/// A file that still grows belongs to a copy by bbcp, which withholds the permission to read it, and should not be slowed
+/// down. The wait is in short steps at first, if `sleep` can do that: small files arrive in less than a second.
 pub(super) const DIGEST: &str = concat!(
-    begin!(),
+    say!(),
     absent!(),
-    r#"f=$1; if test "$2" = keep && test -L "$1"; then echo "$1 is a symbolic link" >&2; exit 1; fi; shift 2; command -v "$1" >/dev/null 2>&1 || exit 69; test -e "$f" || absent "$f"; test -r "$f" || exit 77; exec 3<&0; printf "%s " "$0"; "$@" <"$f" & p=$!; { cat <&3; kill "$p"; } >/dev/null 2>&1 & c=$!; wait "$p"; r=$?; kill "$c" 2>/dev/null; exit "$r""#
+    r#"f=$1 l=$2 e=$3 t=$4 k=$5 n=$6; shift 6; command -v "$1" >/dev/null 2>&1 || exit 69; "#,
+    r#"check() { if test "$l" = keep && test -L "$f"; then echo "$f is a symbolic link" >&2; exit 1; fi; }; check; "#,
+    r#"size() { ls -lnd -L -- "$f" 2>/dev/null | { read -r m n u g s r; echo "${s:-0}"; }; }; "#,
+    r#"if test "$e" -gt 0; then w=0 b=$(date +%s); while s=$(size); test "$s" -lt "$e"; do test "$(($(date +%s) - b))" -ge "$t" && { say short "$s"; exit 0; }; "#,
+    r#"w=$((w + 1)); if test "$w" -le 25; then sleep 0.2 2>/dev/null || sleep 1; else sleep 1; fi; done; check; fi; "#,
+    r#"test -e "$f" || absent "$f"; if ! test -r "$f"; then test "$l" = keep && chmod u+r "$f" 2>/dev/null; test -r "$f" || exit 77; fi; "#,
+    r#"if test "$t" -gt 0; then set -- nice -n 10 "$@"; fi; block() { dd if="$f" bs=1048576 skip="$k" count="$n" "$@"; }; "#,
+    r#"h=$({ { block 2>/dev/null; echo "read $?" >&3; } | "$@"; } 3>&1) || { echo "$h" >&2; exit 1; }; "#,
+    r#"case $h in *"read 0"*) ;; *) block of=/dev/null >&2; exit 1;; esac; h=${h#read 0}; say digest ${h%read 0}"#
 );
 
+/// Answers at once.
+pub(super) const PING: &str = concat!(say!(), "say pong");
+
 /// Answers the host's clock, in seconds since 1970. POSIX does not define this for `date`, but all systems have it.
-pub(super) const CLOCK: &str = concat!(begin!(), r#"say "$(date +%s)""#);
+pub(super) const CLOCK: &str = concat!(say!(), r#"say "$(date +%s)""#);
 
 /// $1 bbcp. Answers its version.
 pub(super) const VERSION: &str = concat!(
-    begin!(),
+    say!(),
     r#"export bbcp_CONFIGFN=/dev/null; command -v "$1" >/dev/null 2>&1 || exit 69; v=$("$1" "-#" 2>&1) || { echo "$v" >&2; exit 1; }; say "$v""#
 );

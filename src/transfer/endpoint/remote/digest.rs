@@ -1,0 +1,110 @@
+//! Digest of a file on another host, by a program there.
+//!
+//! The file is read in blocks, each by a request of its own. Each request therefore ends soon, the next one is sent before
+//! the answer of the last one has arrived, and a file that still grows is read while it arrives.
+
+use std::time::Duration;
+
+use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
+
+use super::parse::{BlockAnswer, block};
+use super::scripts::{DIGEST, NO_PROGRAM};
+use super::{ScriptCall, word};
+use crate::settings::{DigestAlgorithm, Ssh};
+use crate::transfer::digest::{Digest, FileDigest, block_bytes};
+use crate::transfer::endpoint::{
+    AbsolutePath, DigestResult, Links, ReadOptions, Remote, SLOWEST_DIGEST_BYTES_PER_S,
+};
+use crate::transfer::failures::{Role, TransferError};
+
+/// Number of requests at the same time: one is executed while the other is on its way.
+const CONCURRENT_REQUESTS: usize = 2;
+
+/// Time for which a request waits at the other host until the file has grown. Then it is repeated, so that nothing waits
+/// there for long after this process has ended.
+const GROWTH_WAIT: Duration = Duration::from_secs(20);
+
+/// Unit of the positions of a block, in bytes.
+const MEBIBYTE: u64 = 1 << 20;
+
+impl Remote {
+    pub(in crate::transfer::endpoint) async fn digest(
+        &self,
+        role: Role,
+        path: &AbsolutePath,
+        links: Links,
+        options: ReadOptions<'_>,
+    ) -> DigestResult {
+        let block_bytes = block_bytes(options.size);
+        let count = options.size.div_ceil(block_bytes).max(1);
+        let blocks = stream::iter(0..count).map(|index| {
+            let start = index * block_bytes;
+            let range = start..options.size.min(start + block_bytes);
+            self.digest_block(role, path, links, options, range)
+        });
+        let blocks = blocks.buffered(CONCURRENT_REQUESTS).try_collect().await?;
+        Ok(FileDigest::of_blocks(blocks))
+    }
+
+    async fn digest_block(
+        &self,
+        role: Role,
+        path: &AbsolutePath,
+        links: Links,
+        options: ReadOptions<'_>,
+        range: std::ops::Range<u64>,
+    ) -> Result<Digest, TransferError> {
+        let command = digest_command(&self.ssh, options.algorithm);
+        let (needed, wait) = match options.is_growing {
+            true => (range.end, GROWTH_WAIT),
+            false => (0, Duration::ZERO),
+        };
+        let bytes = range.end - range.start;
+        let numbers = [
+            needed,
+            wait.as_secs(),
+            range.start / MEBIBYTE,
+            bytes.div_ceil(MEBIBYTE).max(1),
+        ];
+        let numbers = numbers.map(|number| number.to_string());
+        let arguments: Vec<&str> = [path.as_str(), word(links)]
+            .into_iter()
+            .chain(numbers.iter().map(String::as_str))
+            .chain(command.iter().map(String::as_str))
+            .collect();
+        let reading = Duration::from_secs(bytes / SLOWEST_DIGEST_BYTES_PER_S);
+        loop {
+            let call = ScriptCall {
+                limit: options.stall_timeout + wait + reading,
+                ..ScriptCall::new(role, "digest", path, DIGEST, &arguments)
+            };
+            let (call, reply) = self.run(call).await?;
+            match (reply.code, reply.answers.as_slice()) {
+                (0, [answer]) => match block(options.algorithm, answer) {
+                    Some(BlockAnswer::Digest(digest)) => return Ok(digest),
+                    Some(BlockAnswer::Short) => {}
+                    None => return Err(call.unexpected_answer(&reply.answers)),
+                },
+                (NO_PROGRAM, _) => {
+                    return Err(TransferError::RemoteProgramMissing {
+                        role,
+                        host: self.host.to_string(),
+                        line: format!("{}: not found", shell_words::join(command)),
+                    });
+                }
+                (0, answers) => return Err(call.unexpected_answer(answers)),
+                _ => return Err(call.failure(reply)),
+            }
+        }
+    }
+}
+
+/// Program with arguments that computes a digest.
+fn digest_command(ssh: &Ssh, algorithm: DigestAlgorithm) -> &[String] {
+    match algorithm {
+        DigestAlgorithm::Sha256 => &ssh.sha256_command,
+        DigestAlgorithm::Blake3 => &ssh.blake3_command,
+        DigestAlgorithm::Xxh3 => &ssh.xxh3_command,
+        DigestAlgorithm::Md5 => &ssh.md5_command,
+    }
+}

@@ -1,0 +1,208 @@
+//! The connection to one host.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, timeout};
+
+use super::master::{AskFailure, Master, MasterEnd};
+use super::options::{Sharing, options};
+use super::registry::ControlSockets;
+use super::{LoginFailure, ScriptReply};
+use crate::settings::Ssh;
+use crate::transfer::endpoint::Host;
+
+/// Maximum number of repetitions of a request whose connection was lost before the answer. All requests may be repeated.
+const MAX_REPETITIONS: u32 = 2;
+
+/// The connection to one host. Clones share it.
+#[derive(Clone)]
+pub(in crate::transfer) struct HostConnection(Arc<Shared>);
+
+struct Shared {
+    host: Host,
+    ssh: Ssh,
+    sockets: Arc<ControlSockets>,
+    /// Held during a login: sshd refuses connections at random if many log in at once (`MaxStartups`).
+    logins: tokio::sync::Mutex<Logins>,
+    /// Open connections: the first one is for requests, the others only for copies.
+    open: Mutex<Vec<OpenConnection>>,
+}
+
+#[derive(Clone)]
+struct OpenConnection {
+    master: Arc<Master>,
+    socket: PathBuf,
+}
+
+/// Result of the last login.
+#[derive(Default)]
+struct Logins {
+    ended: Option<Instant>,
+    failure: Option<LoginFailure>,
+}
+
+/// Reason why a request has no answer.
+#[derive(Debug)]
+pub(in crate::transfer) enum RequestFailure {
+    /// There is no connection.
+    Login(LoginFailure),
+    /// The connection was lost again and again.
+    Lost(MasterEnd),
+    /// There was no answer within the limit.
+    TimedOut,
+    /// An argument contains a line break.
+    LineBreak,
+}
+
+/// A session of the connection that is reserved for the ssh of a copy.
+#[derive(Debug)]
+pub(in crate::transfer) struct CopySession {
+    connection: HostConnection,
+    socket: PathBuf,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl CopySession {
+    /// Arguments for ssh between the program and the host, without the login.
+    pub(in crate::transfer) fn ssh_options(&self) -> Vec<String> {
+        options(&self.connection.0.ssh, Sharing::Client(&self.socket))
+    }
+}
+
+impl Drop for CopySession {
+    fn drop(&mut self) {
+        self.permit = None;
+        self.connection.close_idle();
+    }
+}
+
+impl fmt::Debug for HostConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let host = self.0.host.to_string();
+        f.debug_tuple("HostConnection").field(&host).finish()
+    }
+}
+
+impl HostConnection {
+    pub(super) fn new(host: &Host, ssh: &Ssh, sockets: Arc<ControlSockets>) -> Self {
+        Self(Arc::new(Shared {
+            host: host.clone(),
+            ssh: ssh.clone(),
+            sockets,
+            logins: tokio::sync::Mutex::default(),
+            open: Mutex::default(),
+        }))
+    }
+
+    /// Runs a script on the host. If the connection is lost before the answer, the request is repeated over a new one.
+    pub(in crate::transfer) async fn request(
+        &self,
+        script: &str,
+        arguments: &[&str],
+        limit: Duration,
+    ) -> Result<ScriptReply, RequestFailure> {
+        let mut repetitions = 0;
+        loop {
+            let open = self.connect(OpenConnection::of).await;
+            let master = open.map_err(RequestFailure::Login)?;
+            let lost = match timeout(limit, master.ask(script, arguments)).await {
+                Ok(Ok(reply)) => return Ok(reply),
+                Ok(Err(AskFailure::Lost(end))) => end,
+                Ok(Err(AskFailure::LineBreak)) => return Err(RequestFailure::LineBreak),
+                Err(_) => return Err(RequestFailure::TimedOut),
+            };
+            if repetitions == MAX_REPETITIONS {
+                return Err(RequestFailure::Lost(lost.unwrap_or_default()));
+            }
+            repetitions += 1;
+        }
+    }
+
+    /// Reserves a session for a copy. If all sessions of the open connections are in use, a further connection is made.
+    ///
+    /// # Errors
+    /// A connection was necessary and could not be made.
+    pub(in crate::transfer) async fn copy_session(&self) -> Result<CopySession, LoginFailure> {
+        let reserve =
+            |open: &OpenConnection| Some((open.socket.clone(), open.master.reserve_copy()?));
+        let (socket, permit) = self.connect(reserve).await?;
+        Ok(CopySession {
+            connection: self.clone(),
+            socket,
+            permit: Some(permit),
+        })
+    }
+
+    /// Returns what `choose` takes of an open connection. If it takes nothing, logs in first.
+    ///
+    /// Only one login runs at a time. Those who wait for it share its failure: an unreachable host is not tried by each
+    /// of them.
+    async fn connect<T>(
+        &self,
+        choose: impl Fn(&OpenConnection) -> Option<T>,
+    ) -> Result<T, LoginFailure> {
+        let asked = Instant::now();
+        loop {
+            if let Some(chosen) = self.open().iter().find_map(&choose) {
+                return Ok(chosen);
+            }
+            let mut logins = self.0.logins.lock().await;
+            if let Some(chosen) = self.open().iter().find_map(&choose) {
+                return Ok(chosen);
+            }
+            if let Some(failure) = &logins.failure
+                && logins.ended.is_some_and(|ended| ended > asked)
+            {
+                return Err(failure.clone());
+            }
+            let login = self.log_in().await;
+            logins.ended = Some(Instant::now());
+            logins.failure = login.as_ref().err().cloned();
+            self.open().push(login?);
+        }
+    }
+
+    async fn log_in(&self) -> Result<OpenConnection, LoginFailure> {
+        let Shared {
+            host, ssh, sockets, ..
+        } = &*self.0;
+        let socket = sockets
+            .next()
+            .map_err(|error| LoginFailure::Spawn(Arc::new(error)))?;
+        let began = Instant::now();
+        let master = Master::log_in(host, ssh, &socket).await?;
+        tracing::debug!(
+            host = %host,
+            elapsed_s = began.elapsed().as_secs_f64(),
+            "ssh connection opened"
+        );
+        Ok(OpenConnection {
+            master: Arc::new(master),
+            socket,
+        })
+    }
+
+    /// The open connections, without those that were lost.
+    fn open(&self) -> MutexGuard<'_, Vec<OpenConnection>> {
+        let mut open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|open| open.master.is_alive());
+        open
+    }
+
+    /// Closes further connections that no copy uses any more.
+    fn close_idle(&self) {
+        let mut is_first = true;
+        self.open()
+            .retain(|open| std::mem::take(&mut is_first) || open.master.has_copies());
+    }
+}
+
+impl OpenConnection {
+    fn of(&self) -> Option<Arc<Master>> {
+        Some(self.master.clone())
+    }
+}

@@ -1,0 +1,128 @@
+//! Sharing of the ssh connection to a host. A stand-in for ssh counts its starts.
+
+use std::fs;
+use std::time::Duration;
+
+use ccat_transfer::transfer::bbcp;
+use futures_util::future::join_all;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rstest::rstest;
+use tokio::time::timeout;
+
+use crate::bench::{Bench, eventually};
+use crate::endpoints::READ_OPTIONS;
+use crate::noise::{FAR, behind};
+
+/// Creates a bench whose other end is a shell. It records the process id of each login, then runs `startup`.
+fn recorded(startup: &str) -> Bench {
+    let mut bench = behind(&format!("echo $$ >>\"${{0%/*}}/logins\"; {startup}"), "sh");
+    bench.destination_host = Some(FAR);
+    bench
+}
+
+/// Process ids of all logins.
+fn logins(bench: &Bench) -> Vec<Pid> {
+    let text = fs::read_to_string(bench.path("bin/logins")).unwrap_or_default();
+    let ids = text.lines().map(|line| line.parse().unwrap());
+    ids.map(Pid::from_raw).collect()
+}
+
+/// Returns true if a process has not ended.
+fn runs(process: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat"));
+    stat.is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+#[tokio::test]
+async fn concurrent_requests_share_one_login() {
+    let bench = recorded("sleep 0.2");
+    let plans = [bench.plan(), bench.plan(), bench.plan()];
+    let requests = plans
+        .iter()
+        .flat_map(|plan| [&plan.target; 8])
+        .map(|target| async {
+            target.ensure_directory().await.unwrap();
+            target.inspect().await.unwrap()
+        });
+    assert_eq!(join_all(requests).await.iter().flatten().count(), 0);
+    assert_eq!(logins(&bench).len(), 1);
+}
+
+/// Those who wait for a login share its failure; a later request tries again.
+#[tokio::test]
+async fn an_unreachable_host_is_tried_once_at_a_time() {
+    let bench = recorded(
+        "sleep 0.2; echo 'ssh: connect to host far port 22: Connection refused' >&2; exit 255",
+    );
+    let target = bench.plan().target;
+    for attempts in [1, 2] {
+        let errors =
+            join_all([&target; 8].map(|target| async { target.inspect().await.unwrap_err() }));
+        for error in errors.await {
+            assert_eq!(error.code(), "network", "{error}");
+        }
+        assert_eq!(logins(&bench).len(), attempts);
+    }
+}
+
+/// The connection is lost between two requests, or during one.
+#[rstest]
+#[tokio::test]
+async fn a_lost_connection_is_made_again(#[values(false, true)] during_a_request: bool) {
+    let mut bench = recorded("");
+    bench.link.ssh.sha256_command = vec!["sh".into(), "-c".into(), "sleep 0.5; sha256sum".into()];
+    let target = bench.plan().target;
+    fs::write(target.path().as_path(), "content").unwrap();
+    target.inspect().await.unwrap();
+    let lose = || kill(logins(&bench)[0], Signal::SIGKILL).unwrap();
+    let digest = async { target.digest(READ_OPTIONS).await.unwrap() };
+    let digest = if during_a_request {
+        let losing = async {
+            tokio::time::sleep(Duration::from_millis(250)).await;
+            lose();
+        };
+        tokio::join!(digest, losing).0
+    } else {
+        lose();
+        digest.await
+    };
+    assert!(digest.whole.is_some());
+    assert_eq!(logins(&bench).len(), 2);
+}
+
+/// Copies beyond the sessions of one connection use a further one, which is closed after them.
+#[tokio::test]
+async fn many_copies_use_further_connections() {
+    let bench = recorded("");
+    bench.knobs(&[("ANYHOST", "1"), ("PLAN", "stall@50%")]);
+    let plans: Vec<_> = (0..11).map(|_| bench.plan()).collect();
+    let logs: Vec<_> = (0..11)
+        .map(|n| bench.path(&format!("logs/{n}.log")))
+        .collect();
+    let copies = join_all(
+        plans
+            .iter()
+            .zip(&logs)
+            .map(|(plan, log)| bbcp::copy(plan, log, &bench.cancel, &bench.progress)),
+    );
+    let stopping = async {
+        eventually("two logins", || logins(&bench).len() == 2).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        bench.cancel.cancel();
+    };
+    let (results, ()) = timeout(Duration::from_secs(30), async {
+        tokio::join!(copies, stopping)
+    })
+    .await
+    .unwrap();
+    assert!(results.iter().all(Result::is_err));
+    let [first, further] = logins(&bench)[..] else {
+        panic!("{:?}", logins(&bench));
+    };
+    eventually("the further connection is closed", || !runs(further)).await;
+    assert!(runs(first));
+    drop(plans);
+    drop(bench);
+    eventually("nothing is left", || !runs(first)).await;
+}
