@@ -5,6 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
+use serde::{Serialize, Serializer};
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -241,6 +242,13 @@ impl AsyncResult {
             reader.forget(task_id).await?;
         }
         Ok(())
+    }
+}
+
+impl Serialize for AsyncResult {
+    /// As Celery writes the result of a task that returns an `AsyncResult`: `as_tuple()`, a tree of ids.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.node.to_json().serialize(serializer)
     }
 }
 

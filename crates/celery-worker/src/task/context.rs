@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use celery_protocol::canvas::Signature;
+use celery_protocol::exception::Exception;
 use celery_protocol::message::TaskMessage;
 use celery_protocol::result::StateName;
 use serde::Serialize;
@@ -12,6 +13,7 @@ use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::error::{Retry, TaskError, TaskResult};
+use super::registry::{Outcome, Registry};
 use super::state_updates::{StateUpdates, UpdateStateError};
 use crate::client::{AsyncResult, Client, SendError};
 
@@ -30,6 +32,8 @@ pub(crate) type RaisedSlot = Arc<parking_lot::Mutex<Option<TaskError>>>;
 #[derive(Clone)]
 pub struct TaskContext {
     pub(crate) run: Arc<TaskRun>,
+    /// Message of a call within the run, in place of the run's own; see [`TaskContext::call`].
+    pub(crate) called: Option<Arc<TaskMessage>>,
     /// State of a task of the `celery` crate.
     pub(crate) state: Option<Arc<dyn Any + Send + Sync>>,
     #[cfg(feature = "celery-crate")]
@@ -44,6 +48,8 @@ pub(crate) struct TaskRun {
     pub(crate) signals: Signals,
     pub(crate) state_updates: StateUpdates,
     pub(crate) will_requeue: Box<dyn Fn() -> bool + Send + Sync>,
+    /// The tasks of the worker.
+    pub(crate) registry: Arc<Registry>,
     /// Client of the worker, from which that of this run is made when it is first used.
     pub(crate) worker_client: Client,
     pub(crate) client: OnceLock<Client>,
@@ -61,6 +67,7 @@ impl TaskContext {
     pub(crate) fn new(run: TaskRun) -> Self {
         Self {
             run: Arc::new(run),
+            called: None,
             state: None,
             #[cfg(feature = "celery-crate")]
             raised: None,
@@ -81,7 +88,7 @@ impl TaskContext {
     /// The message that requested this run, named as in Celery: id, arguments, retries, group and so on.
     #[must_use]
     pub fn request(&self) -> &Arc<TaskMessage> {
-        &self.run.message
+        self.called.as_ref().unwrap_or(&self.run.message)
     }
 
     /// Node name of the worker, e.g. `celery@host`.
@@ -210,6 +217,33 @@ impl TaskContext {
         let run = &self.run;
         run.client
             .get_or_init(|| run.worker_client.for_task(run.message.clone()))
+    }
+
+    /// Calls a task of the worker within this run, as Python code calls its function: with the arguments `args`, a list,
+    /// and without the options of the task.
+    pub(crate) async fn call(&self, task: &str, args: Value) -> Outcome {
+        let Some(registered) = self.run.registry.get(task) else {
+            return Err(Exception::not_registered(task).into());
+        };
+        let message = TaskMessage {
+            task: task.to_owned(),
+            args,
+            kwargs: Value::Object(Map::new()),
+            ..self.run.message.outline()
+        };
+        let called = Self {
+            called: Some(Arc::new(message)),
+            ..self.clone()
+        };
+        match (registered.run)(called).await {
+            // There is no message that could be sent again.
+            Err(TaskError::Retry(retry)) => {
+                let cause = retry.exception;
+                let error = cause.unwrap_or_else(|| Exception::retry("in the caller", None));
+                Err(error.into())
+            }
+            outcome => outcome,
+        }
     }
 
     /// Results of the tasks that this run has sent.

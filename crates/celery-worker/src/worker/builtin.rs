@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::SETTLED_WITHIN;
+use super::{SETTLED_WITHIN, canvas_tasks};
 use crate::results::ResultBackend;
 use crate::task::{Registry, Task, TaskArgs, TaskContext, TaskError, TaskOptions, TaskResult};
 use crate::workflow::chord::Unlock;
@@ -28,6 +28,7 @@ pub(super) fn register(
         retry_interval,
     });
     let _ = registry.register(accumulate);
+    canvas_tasks::register(registry);
     let _ = registry.register(BackendCleanup {
         results: results.clone(),
     });

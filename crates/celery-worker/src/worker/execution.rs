@@ -88,6 +88,7 @@ impl TaskProcessing<'_> {
             },
             state_updates: StateUpdates::default(),
             will_requeue: self.will_requeue(),
+            registry: runtime.registry.clone(),
             worker_client: runtime.client.clone(),
             client: OnceLock::new(),
         });

@@ -37,6 +37,7 @@ pub(crate) mod bounded_queue;
 mod builder;
 mod builtin;
 mod cancellation;
+mod canvas_tasks;
 mod conclusion;
 pub(crate) mod effective_options;
 mod eta_hold;
@@ -280,7 +281,7 @@ impl Worker {
             memory: memory::MemoryBudget::default(),
             time_limits: TimeLimits::default(),
             subscriptions: OnceLock::new(),
-            registry,
+            registry: Arc::new(registry),
             config,
             shutdown,
             revoked: Revoked::default(),

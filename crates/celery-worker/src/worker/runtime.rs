@@ -25,7 +25,7 @@ use celery_protocol::event::{Event, Load};
 
 /// State of a worker that the processing of messages and the remote control share.
 pub(crate) struct Runtime {
-    pub(crate) registry: Registry,
+    pub(crate) registry: Arc<Registry>,
     pub(crate) broker: Arc<dyn Broker>,
     pub(crate) results: Arc<dyn ResultBackend>,
     pub(crate) workflow: Arc<Workflow>,
