@@ -42,8 +42,8 @@ fn task() -> RawMessage {
             correlation_id: Some(id.into()),
             reply_to: Some("5e0c1ad4-6d51-3b6c-8f0a-d4e7f6c5b4a3".into()),
             priority: Some(0),
-            expiration: None,
             persistent: true,
+            ..Properties::default()
         },
         body:
             br#"[[2, 2], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]"#

@@ -10,7 +10,7 @@ import os
 import time
 
 from celery import Celery
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 
 MODULE = "ccat_data_transfer.transfer_manager"
 
@@ -94,3 +94,43 @@ def update_state(self, state, meta):
 @app.task(name="tasks.panic")
 def panic():
     raise RuntimeError("as asked")
+
+
+@app.task(name="tasks.request", bind=True, time_limit=60, soft_time_limit=45)
+def request(self):
+    properties, info = self.request.properties, self.request.delivery_info
+    return {
+        **{name: properties.get(name) for name in ("app_id", "message_id", "type")},
+        **{name: info.get(name) for name in ("exchange", "routing_key", "priority", "redelivered")},
+        "time_limit": self.request.time_limit,
+        "soft_time_limit": self.request.soft_time_limit,
+    }
+
+
+@app.task(
+    name="tasks.autoretry",
+    bind=True,
+    autoretry_for=(OSError,),
+    dont_autoretry_for=(FileNotFoundError,),
+    retry_backoff=True,
+    retry_jitter=False,
+    max_retries=2,
+)
+def autoretry(self, times, exc_type):
+    if self.request.retries >= times:
+        return self.request.retries
+    raise getattr(builtins, exc_type)("temporary failure")
+
+
+@app.task(name="tasks.guarded")
+def guarded(seconds):
+    try:
+        time.sleep(seconds)
+        return "slept"
+    except SoftTimeLimitExceeded:
+        return "caught"
+
+
+@app.task(name="tasks.keyword_only", typing=False)
+def keyword_only(x, *, y, z=5):
+    return [x, y, z]

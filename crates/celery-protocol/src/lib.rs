@@ -38,7 +38,7 @@ pub struct RawMessage {
     pub body: Vec<u8>,
 }
 
-/// The message properties that Celery reads or writes.
+/// The message properties that Celery reads or writes, and those that a producer can set for a task to read.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Properties {
     /// MIME type of the serializer.
@@ -55,6 +55,12 @@ pub struct Properties {
     pub expiration: Option<String>,
     /// True if the broker writes the message to disk (`delivery_mode` 2).
     pub persistent: bool,
+    /// Program that sent the message, if it says so.
+    pub app_id: Option<String>,
+    /// Id of the message, if it has one.
+    pub message_id: Option<String>,
+    /// Type of the message, if it has one.
+    pub message_type: Option<String>,
 }
 
 /// Python's `datetime.isoformat()` of an aware UTC time: microseconds and `+00:00`.

@@ -117,6 +117,10 @@ impl TaskMessage {
             expiration: expires
                 .map(|expires| (expires - now).num_milliseconds().max(0).to_string()),
             persistent: true,
+            // As in Python, whose retry is a new message.
+            app_id: None,
+            message_id: None,
+            message_type: None,
             ..raw.properties.clone()
         };
         let mut message = RawMessage {

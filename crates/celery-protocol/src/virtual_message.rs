@@ -71,6 +71,9 @@ pub fn encode(
         ("correlation_id", &p.correlation_id),
         ("reply_to", &p.reply_to),
         ("expiration", &p.expiration),
+        ("app_id", &p.app_id),
+        ("message_id", &p.message_id),
+        ("type", &p.message_type),
     ] {
         if let Some(value) = value {
             properties.insert(key.into(), value.as_str().into());
@@ -138,6 +141,9 @@ pub fn decode(text: &[u8], max_body: usize) -> Result<VirtualMessage, Malformed>
                 priority: Some(priority(&properties)),
                 expiration: text_of(&mut properties, "expiration"),
                 persistent,
+                app_id: text_of(&mut properties, "app_id"),
+                message_id: text_of(&mut properties, "message_id"),
+                message_type: text_of(&mut properties, "type"),
             },
             body,
         },

@@ -70,6 +70,7 @@ fn message(bytes: &[u8]) -> RawMessage {
                 .and_then(|n| n.try_into().ok()),
             expiration: property("expiration"),
             persistent: true,
+            ..Properties::default()
         },
         body: body.to_vec(),
     }

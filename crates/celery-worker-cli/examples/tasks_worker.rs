@@ -25,6 +25,10 @@ async fn tasks(_: WorkerParts) -> Result<Registry, DuplicateTask> {
     tasks.register(panic)?;
     tasks.register(update_state)?;
     tasks.register(early)?;
+    tasks.register(request)?;
+    tasks.register(autoretry)?;
+    tasks.register(guarded)?;
+    tasks.register(keyword_only)?;
     Ok(tasks)
 }
 
@@ -137,6 +141,68 @@ async fn update_state(state: String, meta: Value, cx: TaskContext) -> TaskResult
     cx.update_state(&state, meta).await?;
     tracing::warn!(state, "state was set");
     Err(Ignore.into())
+}
+
+/// Returns what a task sees of its message and its time limits.
+#[task(
+    name = "tasks.request",
+    acks_late,
+    time_limit = 60,
+    soft_time_limit = 45
+)]
+async fn request(cx: TaskContext) -> TaskResult<Value> {
+    let properties = cx.properties();
+    Ok(json!({
+        "app_id": properties.app_id,
+        "message_id": properties.message_id,
+        "type": properties.message_type,
+        "exchange": cx.exchange(),
+        "routing_key": cx.routing_key(),
+        "priority": properties.priority,
+        "redelivered": cx.redelivered(),
+        "time_limit": cx.time_limit().map(|limit| limit.as_secs_f64()),
+        "soft_time_limit": cx.soft_time_limit().map(|limit| limit.as_secs_f64()),
+    }))
+}
+
+/// Fails until it has been retried `times` times, and returns that number.
+#[task(
+    name = "tasks.autoretry",
+    acks_late,
+    autoretry_for = ["OSError"],
+    dont_autoretry_for = ["FileNotFoundError"],
+    retry_backoff,
+    retry_jitter = false,
+    max_retries = 2
+)]
+async fn autoretry(times: u32, exc_type: String, cx: TaskContext) -> TaskResult<u32> {
+    match cx.request().retries {
+        retries if retries >= times => Ok(retries),
+        _ => Err(Exception::builtin(&exc_type, "temporary failure").into()),
+    }
+}
+
+/// Sleeps; at the soft time limit, it returns instead of failing.
+#[task(name = "tasks.guarded", acks_late, cooperative)]
+async fn guarded(seconds: f64, cx: TaskContext) -> TaskResult<&'static str> {
+    tokio::select! {
+        () = tokio::time::sleep(self::seconds(seconds)?) => Ok("slept"),
+        () = cx.cancelled().cancelled() => match cx.soft_time_limit_exceeded().is_cancelled() {
+            true => Ok("caught"),
+            false => Err(TaskError::Stopped),
+        },
+    }
+}
+
+#[task(name = "tasks.keyword_only", acks_late)]
+async fn keyword_only(
+    x: Value,
+    #[keyword_only] y: Value,
+    #[keyword_only]
+    #[default = 5]
+    z: i64,
+) -> TaskResult<Value> {
+    Ok(json!([x, y, z]))
 }
 
 fn seconds(number: f64) -> TaskResult<Duration> {

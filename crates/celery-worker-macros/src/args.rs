@@ -18,6 +18,8 @@ pub(crate) struct Parameter {
     pub(crate) name: Ident,
     pub(crate) ty: Type,
     pub(crate) kind: Kind,
+    /// True if a call can give it by name only.
+    pub(crate) is_keyword_only: bool,
 }
 
 impl Parameter {
@@ -27,7 +29,12 @@ impl Parameter {
             true => Kind::Default(quote!(::core::option::Option::None)),
             false => Kind::Required,
         };
-        Self { name, ty, kind }
+        Self {
+            name,
+            ty,
+            kind,
+            is_keyword_only: false,
+        }
     }
 
     /// Its name in Python.
@@ -37,22 +44,35 @@ impl Parameter {
     }
 }
 
-/// Checks the order of parameters, as Python does.
-pub(crate) fn check(parameters: &[Parameter]) -> syn::Result<()> {
+/// Checks the order of parameters, as Python does, and marks those behind `*args` as keyword-only.
+pub(crate) fn check(parameters: &mut [Parameter]) -> syn::Result<()> {
     let (mut has_default, mut has_var_args, mut has_var_kwargs) = (false, false, false);
+    let mut has_keyword_only = false;
     for parameter in parameters {
         let refuse = |text| Err(syn::Error::new(parameter.name.span(), text));
         if has_var_kwargs {
             return refuse("no parameter can follow `#[kwargs]`");
         }
+        let is_named = matches!(parameter.kind, Kind::Required | Kind::Default(_));
+        if parameter.is_keyword_only && !is_named {
+            return refuse("`#[keyword_only]` is for a parameter with a name of its own");
+        }
+        parameter.is_keyword_only |= has_var_args && is_named;
+        if has_keyword_only && is_named && !parameter.is_keyword_only {
+            return refuse("a parameter behind a keyword-only one is `#[keyword_only]`, too");
+        }
+        has_keyword_only |= parameter.is_keyword_only;
         match &parameter.kind {
-            Kind::Required if has_default && !has_var_args => {
+            Kind::Required if has_default && !parameter.is_keyword_only => {
                 return refuse(
                     "a required parameter cannot follow one with a default: give it a default too, or move it",
                 );
             }
             Kind::Required => {}
-            Kind::Default(_) => has_default = true,
+            Kind::Default(_) => has_default |= !parameter.is_keyword_only,
+            Kind::VarArgs if has_keyword_only => {
+                return refuse("`#[args]` stands before the keyword-only parameters");
+            }
             Kind::VarArgs if has_var_args => return refuse("there is another `#[args]`"),
             Kind::VarArgs => has_var_args = true,
             Kind::VarKwargs => has_var_kwargs = true,
@@ -63,20 +83,16 @@ pub(crate) fn check(parameters: &[Parameter]) -> syn::Result<()> {
 
 /// `impl TaskArgs for target`, whose fields are the parameters.
 pub(crate) fn implementation(target: &TokenStream, parameters: &[Parameter]) -> TokenStream {
-    let mut behind_var_args = false;
     let declared: Vec<_> = parameters
         .iter()
         .map(|parameter| {
             let name = parameter.python_name();
-            let keyword_only = behind_var_args.then(|| quote!(.keyword_only()));
+            let keyword_only = parameter.is_keyword_only.then(|| quote!(.keyword_only()));
             let path = quote!(::celery_worker::task::Parameter);
             match parameter.kind {
                 Kind::Required => quote!(#path::required(#name)#keyword_only),
                 Kind::Default(_) => quote!(#path::optional(#name)#keyword_only),
-                Kind::VarArgs => {
-                    behind_var_args = true;
-                    quote!(#path::var_args(#name))
-                }
+                Kind::VarArgs => quote!(#path::var_args(#name)),
                 Kind::VarKwargs => quote!(#path::var_kwargs(#name)),
             }
         })
@@ -150,15 +166,20 @@ pub(crate) fn derive(input: &DeriveInput) -> syn::Result<TokenStream> {
                     Kind::VarArgs
                 } else if meta.path.is_ident("kwargs") {
                     Kind::VarKwargs
+                } else if meta.path.is_ident("keyword_only") {
+                    parameter.is_keyword_only = true;
+                    return Ok(());
                 } else {
-                    return Err(meta.error("expected `default`, `default = …`, `args` or `kwargs`"));
+                    let text =
+                        "expected `default`, `default = …`, `args`, `kwargs` or `keyword_only`";
+                    return Err(meta.error(text));
                 };
                 Ok(())
             })?;
         }
         parameters.push(parameter);
     }
-    check(&parameters)?;
+    check(&mut parameters)?;
     let name = &input.ident;
     Ok(implementation(&quote!(#name), &parameters))
 }

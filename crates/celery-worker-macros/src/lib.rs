@@ -19,7 +19,8 @@ use syn::parse_macro_input;
 /// ```
 ///
 /// Options are `name`, `bind`, and the methods of `TaskOptions`: flags (`acks_late`, or `acks_late = false`), numbers of
-/// seconds (`time_limit = 30`, `default_retry_delay = 1.5`), `max_retries = 5`, and `rate_limit = "10/m"`. Without `name` the
+/// seconds (`time_limit = 30`, `default_retry_delay = 1.5`), `max_retries = 5`, `rate_limit = "10/m"`, and the classes of
+/// Python's exceptions `autoretry_for = ["OSError"]`, `dont_autoretry_for`. Without `name` the
 /// task has the name of the function.
 ///
 /// | parameter | meaning |
@@ -28,6 +29,7 @@ use syn::parse_macro_input;
 /// | `x: Option<T>` | optional argument; `None` by default |
 /// | `#[default] x: T`, `#[default = expr] x: T` | optional argument with a default |
 /// | `#[args] rest: Vec<T>` | `*rest`; parameters behind it are keyword-only |
+/// | `#[keyword_only] x: T` | given by name only, as behind `*` in Python; together with `#[default]`, too |
 /// | `#[kwargs] more: HashMap<String, T>` | `**more` |
 /// | `cx: TaskContext` | context of the run; not part of the signature |
 /// | `#[state] pool: &Pool`, `#[state] pool: Pool` | field of the task's type, borrowed or cloned for each run |
@@ -46,7 +48,8 @@ pub fn task(options: TokenStream, function: TokenStream) -> TokenStream {
 /// Implements `TaskArgs` for a struct with named fields, which are the parameters of the task.
 ///
 /// A field of type `Option<T>` is optional; `#[arg(default)]` and `#[arg(default = expr)]` give another field a default;
-/// `#[arg(args)]` and `#[arg(kwargs)]` make it `*args` and `**kwargs`. Fields behind `*args` are keyword-only.
+/// `#[arg(args)]` and `#[arg(kwargs)]` make it `*args` and `**kwargs`. Fields behind `*args`, and those with `#[arg(keyword_only)]`, are
+/// keyword-only.
 #[proc_macro_derive(TaskArgs, attributes(arg))]
 pub fn derive_task_args(input: TokenStream) -> TokenStream {
     let input = parse_macro_input!(input as syn::DeriveInput);

@@ -9,11 +9,12 @@ use syn::punctuated::Punctuated;
 use syn::spanned::Spanned as _;
 use syn::{Expr, ExprLit, Lit, Meta, Token};
 
-const FLAGS: [&str; 6] = [
+const FLAGS: [&str; 7] = [
     "acks_late",
     "acks_on_failure",
     "acks_on_timeout",
     "ignore_result",
+    "retry_jitter",
     "store_errors_even_if_ignored",
     "track_started",
 ];
@@ -78,7 +79,19 @@ impl Options {
                 let value = flag(value)?;
                 quote!(#option(#value))
             }
-            "time_limit" | "soft_time_limit" | "default_retry_delay" => {
+            "retry_backoff" => {
+                // As `retry_backoff=True` in Python.
+                let duration = value.map_or_else(
+                    || Ok(quote!(::core::time::Duration::from_secs(1))),
+                    duration,
+                )?;
+                quote!(#option(#duration))
+            }
+            "autoretry_for" | "dont_autoretry_for" => {
+                let names = names(needed("names of exceptions, e.g. `[\"OSError\"]`")?)?;
+                quote!(#option(&[#(#names),*]))
+            }
+            "time_limit" | "soft_time_limit" | "default_retry_delay" | "retry_backoff_max" => {
                 let duration = duration(needed("seconds, e.g. `1.5`")?)?;
                 quote!(#option(#duration))
             }
@@ -101,6 +114,10 @@ impl Options {
                         "default_retry_delay",
                         "max_retries",
                         "rate_limit",
+                        "autoretry_for",
+                        "dont_autoretry_for",
+                        "retry_backoff",
+                        "retry_backoff_max",
                     ]);
                 let known = known.collect::<Vec<_>>().join(", ");
                 let text = format!("unknown option `{name}`; the options are {known}");
@@ -123,6 +140,16 @@ fn string(value: &Expr) -> syn::Result<String> {
     match literal(value) {
         Some(Lit::Str(text)) => Ok(text.value()),
         _ => Err(syn::Error::new(value.span(), "expected a string")),
+    }
+}
+
+fn names(value: &Expr) -> syn::Result<Vec<String>> {
+    match value {
+        Expr::Array(array) => array.elems.iter().map(string).collect(),
+        _ => Err(syn::Error::new(
+            value.span(),
+            "expected an array of strings",
+        )),
     }
 }
 

@@ -33,8 +33,8 @@ pub(crate) fn expand(options: &Options, mut function: ItemFn) -> syn::Result<Tok
         let text = "a task has one signature: generic parameters and lifetimes are not possible";
         return Err(syn::Error::new(signature.generics.span(), text));
     }
-    let roles = roles(&mut function)?;
-    check(&roles.parameters)?;
+    let mut roles = roles(&mut function)?;
+    check(&mut roles.parameters)?;
 
     let ItemFn {
         attrs,
@@ -164,8 +164,10 @@ fn roles(function: &mut ItemFn) -> syn::Result<Roles> {
         for attribute in &argument.attrs {
             if let Some(kind) = kind(attribute)? {
                 parameter.kind = kind;
+            } else if attribute.path().is_ident("keyword_only") {
+                parameter.is_keyword_only = true;
             } else if !attribute.path().is_ident("doc") {
-                let text = "expected `#[default]`, `#[args]`, `#[kwargs]` or `#[state]`";
+                let text = "expected `#[default]`, `#[args]`, `#[kwargs]`, `#[keyword_only]` or `#[state]`";
                 return Err(syn::Error::new(attribute.span(), text));
             }
         }
@@ -191,20 +193,18 @@ fn signature_function(
     vis: &syn::Visibility,
 ) -> TokenStream {
     let (names, types): (Vec<_>, Vec<_>) = parameters.iter().map(|p| (&p.name, &p.ty)).unzip();
-    let mut behind_var_args = false;
     let steps: Vec<_> = parameters
         .iter()
         .map(|parameter| {
             let (name, key) = (&parameter.name, parameter.python_name());
             match parameter.kind {
                 Kind::VarArgs => {
-                    behind_var_args = true;
                     quote!(for value in #name { signature = signature.arg(value); })
                 }
                 Kind::VarKwargs => {
                     quote!(for (key, value) in #name { signature = signature.kwarg(key, value); })
                 }
-                _ if behind_var_args => quote!(signature = signature.kwarg(#key, #name);),
+                _ if parameter.is_keyword_only => quote!(signature = signature.kwarg(#key, #name);),
                 _ => quote!(signature = signature.arg(#name);),
             }
         })
@@ -213,6 +213,7 @@ fn signature_function(
     quote! {
         /// A signature of this task with the given arguments, to be sent by a client or by another task.
         #[must_use]
+        #[allow(dead_code, reason = "tasks can be run without being sent")]
         #vis fn s(#(#names: #types),*) -> ::celery_worker::prelude::Signature {
             let #mutability signature = ::celery_worker::prelude::Signature::new(#task_name);
             #(#steps)*

@@ -39,7 +39,23 @@ fn of_task(options: &str, function: &str) -> String {
 )]
 #[case(
     "async fn add(#[defaults] x: i64) -> TaskResult<i64> { Ok(x) }",
-    "expected `#[default]`, `#[args]`, `#[kwargs]` or `#[state]`"
+    "expected `#[default]`, `#[args]`, `#[kwargs]`, `#[keyword_only]` or `#[state]`"
+)]
+#[case(
+    "async fn add(#[keyword_only] x: i64, y: i64) -> TaskResult<i64> { Ok(x) }",
+    "a parameter behind a keyword-only one is `#[keyword_only]`, too"
+)]
+#[case(
+    "async fn add(#[keyword_only] x: i64, #[args] y: Vec<i64>) -> TaskResult<i64> { Ok(x) }",
+    "`#[args]` stands before the keyword-only parameters"
+)]
+#[case(
+    "async fn add(#[args] #[keyword_only] x: Vec<i64>) -> TaskResult<i64> { Ok(1) }",
+    "`#[keyword_only]` is for a parameter with a name of its own"
+)]
+#[case(
+    "async fn add(#[keyword_only] #[default = 1] x: i64, #[keyword_only] y: i64) -> TaskResult<i64> { Ok(x) }",
+    ""
 )]
 #[case(
     "async fn two(a: TaskContext, b: TaskContext) -> TaskResult<()> { Ok(()) }",
@@ -56,6 +72,7 @@ fn a_function_that_is_no_task(#[case] function: &str, #[case] message: &str) {
 #[case("name = \"\"", "the name of a task must not be empty")]
 #[case("acks_late = 1", "expected `true` or `false`")]
 #[case("time_limit = \"1m\"", "expected a number of seconds")]
+#[case("autoretry_for = \"OSError\"", "expected an array of strings")]
 #[case(
     "rate_limit = \"often\"",
     "expected a rate such as \"2/s\", \"10/m\" or \"1/h\""
@@ -80,7 +97,7 @@ fn an_option_that_cannot_be(#[case] options: &str, #[case] message: &str) {
 )]
 #[case(
     "struct Add { #[arg(optional)] x: i64 }",
-    "expected `default`, `default = …`, `args` or `kwargs`"
+    "expected `default`, `default = …`, `args`, `kwargs` or `keyword_only`"
 )]
 fn a_struct_that_is_no_arguments(#[case] input: &str, #[case] message: &str) {
     let derived = syn::parse_str(input).and_then(|input| args::derive(&input));

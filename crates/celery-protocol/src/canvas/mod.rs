@@ -85,8 +85,8 @@ pub enum SignatureError {
     /// The replacement of a task is part of a chord.
     #[error("a replacement must not be part of a chord; replace the task by the whole chord")]
     ReplacedByPart,
-    /// The replacement of a task is empty.
-    #[error("a task cannot be replaced by an empty chain or group")]
+    /// The replacement of a task is an empty chain.
+    #[error("a task cannot be replaced by an empty chain")]
     ReplacedByNothing,
     /// A task that is not part of a chord tried to add a task to its chord.
     #[error("the task is not part of a chord, so nothing can be added to it")]

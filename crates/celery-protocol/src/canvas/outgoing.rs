@@ -140,6 +140,9 @@ impl Outgoing {
                     priority: Some(priority(options)),
                     expiration,
                     persistent: !transient,
+                    app_id: text(options, "app_id").map(str::to_owned),
+                    message_id: text(options, "message_id").map(str::to_owned),
+                    message_type: text(options, "type").map(str::to_owned),
                 },
                 // Not compressed, even if `compression` is set: every receiver can read it.
                 body: serde_json::to_vec(&(args, kwargs, &follows)).unwrap_or_default(),

@@ -14,7 +14,8 @@ const ACCUMULATE: &str = "celery.accumulate";
 /// Replaces a running task by a signature, as Python's `Task.replace`.
 ///
 /// The replacement takes over the id and thereby the result, the callbacks and errbacks, the rest of the chain, the
-/// chord and the index in the group. A group is followed by `celery.accumulate`, which returns the list of its results.
+/// chord and the index in the group. A group is followed by `celery.accumulate`, which returns the list of its results;
+/// of an empty group, the empty list.
 /// After the plan is executed, the task itself ends without a result.
 ///
 /// `call.role` is extended by the numbers of retries and replacements, so that a task can be replaced
@@ -33,7 +34,7 @@ const ACCUMULATE: &str = "celery.accumulate";
 /// ```
 ///
 /// # Errors
-/// [`SignatureError`](super::SignatureError) if the replacement is empty or a part of a chord, or
+/// [`SignatureError`](super::SignatureError) if the replacement is an empty chain or a part of a chord, or
 /// cannot be applied.
 pub fn replace(
     message: &TaskMessage,
@@ -44,7 +45,7 @@ pub fn replace(
     if replacement.options.contains_key("chord") {
         return Err(Error::ReplacedByPart);
     }
-    if replacement.is_empty() {
+    if matches!(&replacement.form, Form::Chain(steps) if steps.is_empty()) {
         return Err(Error::ReplacedByNothing);
     }
     let replaced = nesting(message) + 1;

@@ -236,6 +236,7 @@ fn encode(message: &Message, producing: &Producing) -> Result<RawMessage, Broker
             priority: Some(0),
             expiration: None,
             persistent: true,
+            ..Properties::default()
         },
         body: message.raw_body.clone(),
     })

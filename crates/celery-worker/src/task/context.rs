@@ -3,8 +3,10 @@
 use std::any::Any;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-use celery_protocol::canvas::Signature;
+use celery_protocol::Properties;
+use celery_protocol::canvas::{Signature, SignatureError};
 use celery_protocol::exception::Exception;
 use celery_protocol::message::TaskMessage;
 use celery_protocol::result::StateName;
@@ -16,6 +18,7 @@ use super::error::{Retry, TaskError, TaskResult};
 use super::registry::{Outcome, Registry};
 use super::state_updates::{StateUpdates, UpdateStateError};
 use crate::client::{AsyncResult, Client, SendError};
+use crate::worker::Request;
 
 tokio::task_local! {
     static CURRENT: TaskContext;
@@ -43,8 +46,9 @@ pub struct TaskContext {
 /// One run of a task, as the worker hands it to the task.
 pub(crate) struct TaskRun {
     pub(crate) hostname: Arc<str>,
-    pub(crate) message: Arc<TaskMessage>,
-    pub(crate) redelivered: bool,
+    pub(crate) request: Arc<Request>,
+    /// Hard and soft time limit in seconds, of the message or of the task.
+    pub(crate) limits: (Option<f64>, Option<f64>),
     pub(crate) signals: Signals,
     pub(crate) state_updates: StateUpdates,
     pub(crate) will_requeue: Box<dyn Fn() -> bool + Send + Sync>,
@@ -60,6 +64,7 @@ pub(crate) struct TaskRun {
 pub(crate) struct Signals {
     pub(crate) cancelled: CancellationToken,
     pub(crate) terminated: CancellationToken,
+    pub(crate) soft_time_limit: CancellationToken,
     pub(crate) shutting_down: CancellationToken,
 }
 
@@ -88,7 +93,7 @@ impl TaskContext {
     /// The message that requested this run, named as in Celery: id, arguments, retries, group and so on.
     #[must_use]
     pub fn request(&self) -> &Arc<TaskMessage> {
-        self.called.as_ref().unwrap_or(&self.run.message)
+        self.called.as_ref().unwrap_or(&self.run.request.message)
     }
 
     /// Node name of the worker, e.g. `celery@host`.
@@ -100,7 +105,39 @@ impl TaskContext {
     /// True if the broker delivered the message before, so that another run may have begun.
     #[must_use]
     pub fn redelivered(&self) -> bool {
-        self.run.redelivered
+        self.run.request.redelivered
+    }
+
+    /// The properties of the message, as its sender set them.
+    #[must_use]
+    pub fn properties(&self) -> &Properties {
+        &self.run.request.raw.properties
+    }
+
+    /// Exchange to which the message was sent; empty for the default exchange.
+    #[must_use]
+    pub fn exchange(&self) -> &str {
+        &self.run.request.exchange
+    }
+
+    /// Routing key with which the message was sent.
+    #[must_use]
+    pub fn routing_key(&self) -> &str {
+        &self.run.request.routing_key
+    }
+
+    /// Time limit of this run, of the message or of the task.
+    #[must_use]
+    pub fn time_limit(&self) -> Option<Duration> {
+        let (hard, _) = self.run.limits;
+        hard.and_then(|limit| Duration::try_from_secs_f64(limit).ok())
+    }
+
+    /// Soft time limit of this run, of the message or of the task.
+    #[must_use]
+    pub fn soft_time_limit(&self) -> Option<Duration> {
+        let (_, soft) = self.run.limits;
+        soft.and_then(|limit| Duration::try_from_secs_f64(limit).ok())
     }
 
     /// Cancelled when the task has to stop now. A [cooperative](super::TaskOptions::cooperative) task ends by itself
@@ -136,6 +173,33 @@ impl TaskContext {
     #[must_use]
     pub fn terminated(&self) -> &CancellationToken {
         &self.run.signals.terminated
+    }
+
+    /// Cancelled before [`TaskContext::cancelled`] if the reason is the soft time limit, as Python raises
+    /// `SoftTimeLimitExceeded`. A [cooperative](super::TaskOptions::cooperative) task can catch it: it may continue until
+    /// the time limit, and its outcome counts as usual.
+    ///
+    /// ```
+    /// use celery_worker::prelude::*;
+    /// use std::time::Duration;
+    ///
+    /// #[task(cooperative, soft_time_limit = 10)]
+    /// async fn count(cx: TaskContext) -> TaskResult<u32> {
+    ///     let mut done = 0;
+    ///     while !cx.cancelled().is_cancelled() {
+    ///         tokio::time::sleep(Duration::from_millis(100)).await;
+    ///         done += 1;
+    ///     }
+    ///     match cx.soft_time_limit_exceeded().is_cancelled() {
+    ///         true => Ok(done),
+    ///         false => Err(TaskError::Stopped),
+    ///     }
+    /// }
+    /// # let _ = count;
+    /// ```
+    #[must_use]
+    pub fn soft_time_limit_exceeded(&self) -> &CancellationToken {
+        &self.run.signals.soft_time_limit
     }
 
     /// Cancelled when the worker begins to shut down, warm or cold. A task that waits for something and has not
@@ -216,7 +280,7 @@ impl TaskContext {
     pub fn client(&self) -> &Client {
         let run = &self.run;
         run.client
-            .get_or_init(|| run.worker_client.for_task(run.message.clone()))
+            .get_or_init(|| run.worker_client.for_task(run.request.message.clone()))
     }
 
     /// Calls a task of the worker within this run, as Python code calls its function: with the arguments `args`, a list,
@@ -229,7 +293,7 @@ impl TaskContext {
             task: task.to_owned(),
             args,
             kwargs: Value::Object(Map::new()),
-            ..self.run.message.outline()
+            ..self.run.request.message.outline()
         };
         let called = Self {
             called: Some(Arc::new(message)),
@@ -262,8 +326,14 @@ impl TaskContext {
     /// [`TaskError::Ignore`] once the replacement is sent; an exception if it cannot be sent.
     pub async fn replace<T>(&self, signature: impl Into<Signature>) -> TaskResult<T> {
         let client = self.client();
-        client.replace(&self.run.message, signature.into()).await?;
-        Err(TaskError::Ignore)
+        let replaced = client
+            .replace(&self.run.request.message, signature.into())
+            .await;
+        match replaced {
+            Ok(_) => Err(TaskError::Ignore),
+            Err(SendError::Signature(error)) => Err(not_a_replacement(error)),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Adds a task to the chord that this task belongs to. Needs a result backend that counts the parts of chords.
@@ -276,7 +346,7 @@ impl TaskContext {
     ) -> Result<AsyncResult, SendError> {
         let client = self.client();
         client
-            .add_to_chord(&self.run.message, signature.into())
+            .add_to_chord(&self.run.request.message, signature.into())
             .await
     }
 
@@ -293,12 +363,24 @@ impl TaskContext {
     }
 }
 
+/// The error of a signature that cannot replace a task, in Celery's words.
+fn not_a_replacement(error: SignatureError) -> TaskError {
+    let text = match error {
+        SignatureError::ReplacedByNothing => "Cannot replace with an empty chain",
+        SignatureError::ReplacedByPart => {
+            "A signature replacing a task must not be part of a chord"
+        }
+        error => return error.into(),
+    };
+    Exception::new("celery.exceptions", "ImproperlyConfigured", text).into()
+}
+
 impl fmt::Debug for TaskContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TaskContext")
-            .field("task", &self.run.message.task)
-            .field("id", &self.run.message.id)
-            .field("redelivered", &self.run.redelivered)
+            .field("task", &self.run.request.message.task)
+            .field("id", &self.run.request.message.id)
+            .field("redelivered", &self.run.request.redelivered)
             .field("signals", &self.run.signals)
             .finish_non_exhaustive()
     }

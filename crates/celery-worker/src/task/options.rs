@@ -30,6 +30,11 @@ pub struct TaskOptions {
     pub(crate) max_retries: Option<u32>,
     pub(crate) default_retry_delay: Option<Duration>,
     pub(crate) rate_limit: Option<RateLimit>,
+    pub(crate) autoretry_for: Option<&'static [&'static str]>,
+    pub(crate) dont_autoretry_for: Option<&'static [&'static str]>,
+    pub(crate) retry_backoff: Option<Duration>,
+    pub(crate) retry_backoff_max: Option<Duration>,
+    pub(crate) retry_jitter: Option<bool>,
     pub(crate) cooperative: bool,
 }
 
@@ -61,6 +66,11 @@ impl TaskOptions {
         max_retries: None,
         default_retry_delay: None,
         rate_limit: None,
+        autoretry_for: None,
+        dont_autoretry_for: None,
+        retry_backoff: None,
+        retry_backoff_max: None,
+        retry_jitter: None,
         cooperative: false,
     };
 
@@ -88,6 +98,21 @@ impl TaskOptions {
         default_retry_delay: Duration,
         /// Limits the rate at which tasks of this name start.
         rate_limit: RateLimit,
+        /// Retries a run that fails with one of these exceptions, until no retries are left. An exception is given by the
+        /// name of its class, with or without its module: `"TimeoutError"`, `"requests.exceptions.Timeout"`. A class of
+        /// Python's own includes those that are derived from it: `"OSError"` includes `ConnectionError`, and `"Exception"`
+        /// is every failure.
+        autoretry_for: &'static [&'static str],
+        /// Does not retry after these exceptions, although [`TaskOptions::autoretry_for`] includes them.
+        dont_autoretry_for: &'static [&'static str],
+        /// Pause before the first retry by [`TaskOptions::autoretry_for`]; each further one is twice as long. Whole
+        /// seconds, at least one, as in Celery. Without it, the pause is always `default_retry_delay`.
+        retry_backoff: Duration,
+        /// Limits the pause of [`TaskOptions::retry_backoff`]. Celery's default is 600 s.
+        retry_backoff_max: Duration,
+        /// If true, as by default, a pause of [`TaskOptions::retry_backoff`] is a random part of it, so that tasks which
+        /// fail together do not return together.
+        retry_jitter: bool,
     }
 
     /// For a task that observes [`TaskContext::cancelled`](super::TaskContext::cancelled) and ends by itself, for example

@@ -6,6 +6,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
+use super::autoretry;
 use super::cancellation::CancelReason;
 use super::processing::TaskProcessing;
 use super::span;
@@ -61,7 +62,7 @@ impl<'a> Conclusion<'a> {
     async fn conclude_failure(&self, failure: TaskError) -> Result<Disposition, Stopped> {
         let message = &self.task.request.message;
         match failure {
-            TaskError::Raised(exception) => self.fail(exception).await,
+            TaskError::Raised(exception) => self.raise(exception).await,
             TaskError::Retry(retry) => self.retry(*retry).await,
             TaskError::Reject(Reject { reason, requeue }) => self.reject(reason, requeue).await,
             TaskError::Ignore => {
@@ -96,7 +97,7 @@ impl<'a> Conclusion<'a> {
             }
             CancelReason::SoftTimeLimit => {
                 let exception = Exception::soft_time_limit_exceeded();
-                self.fail(exception).await
+                self.raise(exception).await
             }
             CancelReason::TimeLimit(seconds) => {
                 let exception = Exception::time_limit_exceeded(seconds);
@@ -128,6 +129,15 @@ impl<'a> Conclusion<'a> {
             "the worker was shut down while the task ran, after it had acknowledged the message",
         );
         self.fail(exception).await
+    }
+
+    /// Concludes a run that raised an exception.
+    async fn raise(&self, exception: Exception) -> Result<Disposition, Stopped> {
+        let retries = self.task.request.message.retries;
+        match autoretry::retry(&self.task.registered.options, retries, &exception) {
+            Some(retry) => self.retry(retry).await,
+            None => self.fail(exception).await,
+        }
     }
 
     async fn succeed(&self, value: Value) -> Result<Disposition, Stopped> {

@@ -79,11 +79,12 @@ impl TaskProcessing<'_> {
         }
         let context = TaskContext::new(TaskRun {
             hostname: runtime.hostname.clone(),
-            message: request.message.clone(),
-            redelivered: request.redelivered,
+            request: request.clone(),
+            limits: (options.time_limit, options.soft_time_limit),
             signals: Signals {
                 cancelled: stop.now.clone(),
                 terminated: stop.for_good.clone(),
+                soft_time_limit: stop.soft_time_limit.clone(),
                 shutting_down: runtime.shutdown.warm.clone(),
             },
             state_updates: StateUpdates::default(),

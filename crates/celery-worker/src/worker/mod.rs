@@ -33,6 +33,7 @@ use celery_protocol::event::Event;
 
 mod acceptance;
 mod admission;
+mod autoretry;
 pub(crate) mod bounded_queue;
 mod builder;
 mod builtin;
@@ -67,6 +68,7 @@ mod test_support;
 pub use crate::task::RateLimit;
 pub use builder::{WorkerBuilder, WorkerError};
 pub use effective_options::DefaultOptions;
+pub(crate) use request::Request;
 
 use crate::results::ResultBackend;
 use effective_options::TimeLimits;

@@ -33,6 +33,9 @@ pub(super) fn delivery(delivery: lapin::message::Delivery) -> (Incoming, lapin::
         priority: *p.priority(),
         expiration: text(p.expiration()),
         persistent: *p.delivery_mode() == Some(2),
+        app_id: text(p.app_id()),
+        message_id: text(p.message_id()),
+        message_type: text(p.kind()),
     };
     let headers = p.headers().as_ref().map(map).unwrap_or_default().into();
     let received = Incoming {
@@ -69,6 +72,15 @@ pub(super) fn properties(message: &RawMessage) -> Result<BasicProperties, Broker
     }
     if let Some(text) = &p.expiration {
         properties = properties.with_expiration(short(text)?);
+    }
+    if let Some(text) = &p.app_id {
+        properties = properties.with_app_id(short(text)?);
+    }
+    if let Some(text) = &p.message_id {
+        properties = properties.with_message_id(short(text)?);
+    }
+    if let Some(text) = &p.message_type {
+        properties = properties.with_type(short(text)?);
     }
     Ok(properties)
 }
