@@ -6,11 +6,13 @@ use crate::early::{EarlyContext, Ending, is_connected};
 use crate::effects::{EarlyEnd, Effect};
 use crate::failure::{Failure, MISUSE, errno_text};
 use crate::knobs::{self, Knobs};
+use crate::network::{self, Children};
 use crate::options::{self, Options, Refusal, Request};
 use crate::plan::{self, Injections};
 use crate::progress::rate;
 use crate::record::Record;
 use crate::spec::Spec;
+use crate::wire;
 use crate::wire::{Job, Peer, Report};
 use crate::{HOLDER, console, watch};
 use nix::libc::SIGKILL;
@@ -189,6 +191,13 @@ impl Operation {
     }
 }
 
+/// Result of a sink.
+#[derive(Default)]
+struct Copied {
+    files: u64,
+    bytes: u64,
+}
+
 struct Agent {
     knobs: Knobs,
     program: PathBuf,
@@ -353,7 +362,9 @@ impl Agent {
             sink_is_remote: target.host.is_some() || (self.knobs.remote && !source_is_remote),
             source_is_remote,
             mode: options.mode.unwrap_or_else(|| 0o644 & !current_umask()),
-            agent: nix::unistd::getpid().as_raw(),
+            agent: wire::Agent::Parent(nix::unistd::getpid().as_raw()),
+            meeting: None,
+            accept: self.knobs.accept.as_secs_f64(),
             poll: self.knobs.poll.as_secs_f64(),
             progress: options.progress.map(|seconds| {
                 self.knobs
@@ -373,34 +384,12 @@ impl Agent {
     /// They cannot be started.
     fn transfer(&mut self, started: Instant) -> io::Result<u8> {
         let job = self.job();
-        let (sink_end, source_end) = UnixStream::pair()?;
-        let mut to_sink = Peer::new(source_end.try_clone()?);
-        let mut to_source = Peer::new(sink_end.try_clone()?);
-        let mut sink = self.child("SNK", sink_end, Stdio::piped())?;
-        let mut source = self.child("SRC", source_end, Stdio::null())?;
-        self.warn_of_version();
-        self.print_redirect();
-        // The wait for the children also detects a child that is already dead.
-        let _ = to_sink.send(&job);
-        let _ = to_source.send(&job);
-        drop((to_sink, to_source));
-
-        let (mut files, mut bytes) = (0, 0);
-        if let Some(reports) = sink.stdout.take() {
-            for line in BufReader::new(reports).lines().map_while(Result::ok) {
-                match serde_json::from_str(&line) {
-                    Ok(Report::Checksum(sum, path)) => self.print_checksum(&sum, &path),
-                    Ok(Report::End(copied, size)) => (files, bytes) = (copied, size),
-                    Ok(Report::Die(signal)) => watch::end_by_signal(signal),
-                    Err(_) => {}
-                }
-            }
-        }
-        let ended = sink.wait()?;
-        let of_sink = code_of(&sink, ended, job.sink_is_remote, BROKEN);
-        let ended = source.wait()?;
-        let of_source = code_of(&source, ended, job.source_is_remote, READER_DIED);
-        let code = if of_sink == 0 { of_source } else { of_sink };
+        let (code, copied) = if self.knobs.network && (job.sink_is_remote || job.source_is_remote) {
+            self.transfer_between_hosts(&job)?
+        } else {
+            self.transfer_here(&job)?
+        };
+        let Copied { files, bytes } = copied;
         if code == 0 && self.operation.options.verbose && files > 0 && bytes > 0 {
             let shown = (bytes * self.knobs.fake_size) as f64;
             let plural = if files == 1 { "" } else { "s" };
@@ -410,6 +399,89 @@ impl Agent {
             ));
         }
         Ok(code)
+    }
+
+    fn transfer_here(&mut self, job: &Job) -> io::Result<(u8, Copied)> {
+        let (sink_end, source_end) = UnixStream::pair()?;
+        let mut to_sink = Peer::new(source_end.try_clone()?.into());
+        let mut to_source = Peer::new(sink_end.try_clone()?.into());
+        let mut sink = self.child("SNK", sink_end, Stdio::piped())?;
+        let mut source = self.child("SRC", source_end, Stdio::null())?;
+        self.warn_of_version();
+        self.print_redirect();
+        // The wait for the children also detects a child that is already dead.
+        let _ = to_sink.send(job);
+        let _ = to_source.send(job);
+        drop((to_sink, to_source));
+
+        let copied = match sink.stdout.take() {
+            Some(reports) => self.follow(BufReader::new(reports)),
+            None => Copied::default(),
+        };
+        let ended = sink.wait()?;
+        let of_sink = code_of(&sink, ended, job.sink_is_remote, BROKEN);
+        let ended = source.wait()?;
+        let of_source = code_of(&source, ended, job.source_is_remote, READER_DIED);
+        Ok((if of_sink == 0 { of_source } else { of_sink }, copied))
+    }
+
+    /// The same with a child on another host.
+    fn transfer_between_hosts(&mut self, job: &Job) -> io::Result<(u8, Copied)> {
+        let Children {
+            mut listener,
+            connector,
+            reports,
+            inputs,
+        } = network::start(&self.program, job)?;
+        let Some(mut connector) = connector else {
+            network::end(&mut listener);
+            let ended = listener.wait()?;
+            let is_remote = if job.options.reverse {
+                job.source_is_remote
+            } else {
+                job.sink_is_remote
+            };
+            if is_remote {
+                console::message(&self.terminated());
+            }
+            return Ok((code_of(&listener, ended, false, BROKEN), Copied::default()));
+        };
+        self.warn_of_version();
+        self.print_redirect();
+        let (sink, source, copied) = if job.options.reverse {
+            let copied = match connector.stdout.take() {
+                Some(output) => self.follow(BufReader::new(output)),
+                None => Copied::default(),
+            };
+            (&mut connector, &mut listener, copied)
+        } else {
+            (&mut listener, &mut connector, self.follow(reports))
+        };
+        // A local child is a process of this host, and so is the ssh of a remote one.
+        let ended = sink.wait()?;
+        let of_sink = code_of(sink, ended, false, BROKEN);
+        if of_sink != 0 {
+            network::end(source);
+            source.wait()?;
+            return Ok((of_sink, copied));
+        }
+        let ended = source.wait()?;
+        drop(inputs);
+        Ok((code_of(source, ended, false, READER_DIED), copied))
+    }
+
+    /// Handles the sink's reports until it ends.
+    fn follow(&mut self, reports: impl BufRead) -> Copied {
+        let mut copied = Copied::default();
+        for line in reports.lines().map_while(Result::ok) {
+            match serde_json::from_str(&line) {
+                Ok(Report::Checksum(sum, path)) => self.print_checksum(&sum, &path),
+                Ok(Report::End(files, bytes)) => copied = Copied { files, bytes },
+                Ok(Report::Die(signal)) => watch::end_by_signal(signal),
+                Ok(Report::Listening(..)) | Err(_) => {}
+            }
+        }
+        copied
     }
 
     fn child(&self, role: &str, end: UnixStream, output: Stdio) -> io::Result<Child> {

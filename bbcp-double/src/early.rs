@@ -192,12 +192,13 @@ impl EarlyContext<'_> {
 
     /// Ending by the accept time-out: code 2.
     pub(crate) fn connection_timeout(&self) -> Ending {
+        let port = self.options.ports.map_or(5031, |(first, _)| first);
         Ending {
             after: self.accept,
             ..failure_output(
                 2,
                 [
-                    format!("Accept timed out on port {}", self.options.port),
+                    format!("Accept timed out on port {port}"),
                     format!(
                         "Unable to allocate more than 0 of {} data streams.",
                         self.options.streams

@@ -11,6 +11,7 @@
 //! | --- | --- | --- |
 //! | `HOSTS` | `siteb=/tmp/t/siteb,sitec=/tmp/t/sitec`: a host's files are under that directory | none |
 //! | `ANYHOST` | 1: hosts that are not listed exist too, their paths are used as they are | 0 |
+//! | `NETWORK` | 1: hosts are real ones, reached by the commands of `-S` and `-T`; see [`crate::network`] | 0 |
 //! | `REMOTE` | 1: with no host in any operand, treat the target as remote all the same | 0 |
 //! | `POLL` | seconds between two checks of a child that the agent lives | 5 |
 //! | `ENDSLEEP` | seconds that the agent sleeps before it ends (the real one: 1) | 0 |
@@ -45,6 +46,7 @@ const REAL_VERSION: &str = "17.12.00.00.0";
 pub(crate) struct Knobs {
     pub(crate) hosts: Vec<(String, String)>,
     pub(crate) any_host: bool,
+    pub(crate) network: bool,
     pub(crate) remote: bool,
     pub(crate) poll: Duration,
     pub(crate) end_sleep: Duration,
@@ -67,6 +69,7 @@ impl Default for Knobs {
         Self {
             hosts: Vec::new(),
             any_host: false,
+            network: false,
             remote: false,
             poll: Duration::from_secs(5),
             end_sleep: Duration::ZERO,
@@ -139,6 +142,7 @@ impl Knobs {
                     .collect::<Result<_, _>>()?;
             }
             "ANYHOST" => self.any_host = flag(value)?,
+            "NETWORK" => self.network = flag(value)?,
             "REMOTE" => self.remote = flag(value)?,
             "POLL" => self.poll = seconds(value)?,
             "ENDSLEEP" => self.end_sleep = seconds(value)?,

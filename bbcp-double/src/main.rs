@@ -28,6 +28,7 @@ mod early;
 mod effects;
 mod failure;
 mod knobs;
+mod network;
 mod options;
 mod pace;
 mod plan;

@@ -173,8 +173,10 @@ pub(crate) struct Options {
     pub(crate) no_dns: bool,
     /// `-o`, or implied by another option
     pub(crate) ordered: bool,
-    /// First port of `-Z`
-    pub(crate) port: u64,
+    /// First and last port of `-Z`
+    pub(crate) ports: Option<(u16, u16)>,
+    /// `-z`
+    pub(crate) reverse: bool,
     /// `-S`
     pub(crate) source_command: Option<String>,
     /// `-T`
@@ -205,7 +207,8 @@ impl Default for Options {
             flush: Flush::Nothing,
             no_dns: false,
             ordered: false,
-            port: 5031,
+            ports: None,
+            reverse: false,
             source_command: None,
             target_command: None,
         }
@@ -409,9 +412,9 @@ fn apply(options: &mut Options, letter: char, value: Option<&str>) -> Result<(),
         }
         'Z' => {
             let (first, last) = text.split_once(':').unwrap_or((text, text));
-            options.port = number("port number", first, 1, 65535)?;
-            number("port number", last, 1, 65535)?;
+            options.ports = Some((port(first)?, port(last)?));
         }
+        'z' => options.reverse = true,
         '4' => {
             if let Some(places) = value
                 && !places.chars().all(|place| matches!(place, 't' | 's' | 'c'))
@@ -420,7 +423,7 @@ fn apply(options: &mut Options, letter: char, value: Option<&str>) -> Result<(),
             }
         }
         '~' => options.preserve = Preserve::Times,
-        // -i -l -u -z and the empty option: recorded, but without effect.
+        // -i -l -u and the empty option: recorded, but without effect.
         _ => {}
     }
     Ok(())
@@ -449,6 +452,11 @@ fn number(what: &str, text: &str, least: u64, most: u64) -> Result<u64, Failure>
         Ok(number) if (least..=most).contains(&number) => Ok(number),
         _ => Err(invalid(what, text)),
     }
+}
+
+fn port(text: &str) -> Result<u16, Failure> {
+    let port = number("port number", text, 1, u64::from(u16::MAX))?;
+    u16::try_from(port).map_err(|_| invalid("port number", text))
 }
 
 /// Parses a number with an optional k, m or g, up to 1 GiB.

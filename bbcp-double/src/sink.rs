@@ -7,6 +7,7 @@
 use crate::console;
 use crate::effects::{Effect, Event, Position};
 use crate::failure::Failure;
+use crate::network;
 use crate::progress::{Rates, Reporter, Style, rate};
 use crate::spec::LOCAL_HOST;
 use crate::target::{self, Decision, Target};
@@ -30,12 +31,13 @@ type Partial = Arc<Mutex<Option<PathBuf>>>;
 
 /// Runs the sink. Returns its exit code.
 pub(crate) fn run() -> u8 {
-    let Ok(mut peer) = Peer::on_standard_input() else {
+    let Ok(mut control) = Peer::on_standard_input() else {
         return SOURCE_IS_GONE;
     };
-    let Ok(job) = peer.message::<Job>() else {
+    let Ok(job) = control.message::<Job>() else {
         return SOURCE_IS_GONE;
     };
+    watch::watch_input(&job);
     let orphan = job.effects.iter().find_map(|effect| match effect {
         Effect::Orphan { seconds, unlink } => Some((*seconds, *unlink)),
         _ => None,
@@ -63,6 +65,13 @@ pub(crate) fn run() -> u8 {
             });
         }
     }
+    let mut peer = match network::meet(&job, control) {
+        Ok(peer) => peer,
+        Err(failure) => {
+            console::failure(&failure);
+            return failure.code;
+        }
+    };
     let outcome = Sink {
         job: &job,
         peer: &mut peer,

@@ -6,6 +6,7 @@
 use crate::console;
 use crate::effects::Effect;
 use crate::failure::Failure;
+use crate::network;
 use crate::pace::{Pace, SLICE};
 use crate::sink::differing;
 use crate::spec::{LOCAL_HOST, Spec};
@@ -24,12 +25,13 @@ const WRONG_CHECKSUM: u8 = 84;
 
 /// Runs the source. Returns its exit code.
 pub(crate) fn run() -> u8 {
-    let Ok(mut peer) = Peer::on_standard_input() else {
+    let Ok(mut control) = Peer::on_standard_input() else {
         return SINK_IS_GONE;
     };
-    let Ok(job) = peer.message::<Job>() else {
+    let Ok(job) = control.message::<Job>() else {
         return SINK_IS_GONE;
     };
+    watch::watch_input(&job);
     if job.source_is_remote {
         // Fails only for the leader of a group, which a fresh child is not.
         let _ = nix::unistd::setsid();
@@ -41,7 +43,13 @@ pub(crate) fn run() -> u8 {
         console::end_lines_with_carriage_return();
     }
     watch::watch_agent(&job, || {});
-    serve(&job, &mut peer).unwrap_or(SINK_IS_GONE)
+    match network::meet(&job, control) {
+        Ok(mut peer) => serve(&job, &mut peer).unwrap_or(SINK_IS_GONE),
+        Err(failure) => {
+            console::failure(&failure);
+            failure.code
+        }
+    }
 }
 
 /// Answers the sink until it needs nothing more.

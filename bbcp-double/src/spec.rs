@@ -83,7 +83,7 @@ impl Spec {
                 );
                 true
             }
-            None => knobs.any_host,
+            None => knobs.any_host || knobs.network,
         }
     }
 

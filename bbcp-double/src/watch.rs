@@ -1,14 +1,19 @@
 //! Supervision of processes: children that check that their agent lives, and injected ends.
 
-use crate::wire::Job;
+use crate::wire::{Agent, Job};
 use nix::sys::resource::{Resource, UsageWho, getrusage, setrlimit};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::time::TimeValLike;
 use nix::unistd::{Pid, getpid, getppid};
+use std::io::Read;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Exit code of a child whose agent has ended.
 pub(crate) const AGENT_IS_GONE: u8 = 8;
+
+/// The standard input of this child has ended, so its agent has.
+static INPUT_HAS_ENDED: AtomicBool = AtomicBool::new(false);
 
 /// Starts the check of the agent in a child. When the agent is gone, `last_act` runs and the process ends.
 pub(crate) fn watch_agent(job: &Job, last_act: impl FnOnce() + Send + 'static) {
@@ -23,9 +28,23 @@ pub(crate) fn watch_agent(job: &Job, last_act: impl FnOnce() + Send + 'static) {
     });
 }
 
-/// Returns true if the agent is still the parent of this process.
-pub(crate) fn agent_lives(agent: i32) -> bool {
-    getppid() == Pid::from_raw(agent)
+/// Returns true if the agent lives.
+pub(crate) fn agent_lives(agent: Agent) -> bool {
+    match agent {
+        Agent::Parent(agent) => getppid() == Pid::from_raw(agent),
+        Agent::Connected => !INPUT_HAS_ENDED.load(Ordering::Relaxed),
+    }
+}
+
+/// Starts to read standard input after the job, if this is how the child detects the end of its agent.
+pub(crate) fn watch_input(job: &Job) {
+    if job.agent == Agent::Connected {
+        std::thread::spawn(|| {
+            // The agent sends nothing more.
+            let _ = std::io::stdin().read(&mut [0]);
+            INPUT_HAS_ENDED.store(true, Ordering::Relaxed);
+        });
+    }
 }
 
 /// Blocks SIGTERM for this process. The signal is blocked rather than ignored, since that needs no unsafe code;

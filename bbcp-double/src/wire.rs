@@ -2,16 +2,17 @@
 //!
 //! Sink and source share a socket pair, which is the standard input of both; the agent writes the [`Job`] into it as
 //! the first message and then closes its ends. So each side detects the end of the other at once. The sink's standard
-//! output is a pipe to the agent, for [`Report`]s, one JSON object a line.
+//! output is a pipe to the agent, for [`Report`]s, one JSON object a line. [`crate::network`] describes the same between
+//! two hosts.
 
 use crate::effects::Effect;
 use crate::options::Options;
 use crate::spec::Spec;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// Largest piece of data in one frame.
 pub(crate) const MAX_PIECE_BYTES: usize = 1 << 20;
@@ -36,8 +37,12 @@ pub(crate) struct Job {
     pub(crate) source_is_remote: bool,
     /// Mode of a finished target
     pub(crate) mode: u32,
-    /// Process id of the agent
-    pub(crate) agent: i32,
+    /// The agent
+    pub(crate) agent: Agent,
+    /// Way to the other side, if one of them is on a real host
+    pub(crate) meeting: Option<Meeting>,
+    /// Seconds until `Accept timed out`
+    pub(crate) accept: f64,
     /// Seconds between two checks of the agent
     pub(crate) poll: f64,
     /// Seconds between progress lines, if requested
@@ -65,6 +70,24 @@ impl Job {
     pub(crate) fn has_effect(&self, wanted: &Effect) -> bool {
         self.effects.contains(wanted)
     }
+}
+
+/// The agent, as a child sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Agent {
+    /// The parent of the child, by its process id
+    Parent(i32),
+    /// The agent holds the other end of the child's standard input
+    Connected,
+}
+
+/// Way to the other side.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Meeting {
+    /// Report an address to the agent, and wait there
+    Listen,
+    /// Connect to this address
+    Connect { host: String, port: u16 },
 }
 
 /// A source file as described to the sink.
@@ -112,9 +135,11 @@ pub(crate) enum FromSink {
     Done,
 }
 
-/// Message from sink to agent.
+/// Message from sink to agent, or from the child that listens.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Report {
+    /// Waiting for the other side at this host and port
+    Listening(String, u16),
     /// Print this checksum for this target
     Checksum(String, String),
     /// Numbers of copied files and bytes
@@ -131,8 +156,8 @@ pub(crate) enum Frame<T> {
     Message(T),
 }
 
-/// One end of the socket pair.
-pub(crate) struct Peer(UnixStream);
+/// A connection to another process: one end of the socket pair, or a connection between hosts.
+pub(crate) struct Peer(File);
 
 impl Peer {
     /// The end that is this process's standard input.
@@ -141,12 +166,12 @@ impl Peer {
     /// Standard input is closed.
     pub(crate) fn on_standard_input() -> io::Result<Self> {
         let descriptor = io::stdin().as_fd().try_clone_to_owned()?;
-        Ok(Self(UnixStream::from(descriptor)))
+        Ok(Self::new(descriptor))
     }
 
-    /// Wraps an open socket.
-    pub(crate) fn new(stream: UnixStream) -> Self {
-        Self(stream)
+    /// Wraps an open connection.
+    pub(crate) fn new(descriptor: OwnedFd) -> Self {
+        Self(descriptor.into())
     }
 
     /// Sends a message.

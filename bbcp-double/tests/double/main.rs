@@ -10,6 +10,7 @@
 mod conformance;
 mod injections;
 mod knobs;
+mod network;
 mod options;
 mod processes;
 mod support;
