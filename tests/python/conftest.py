@@ -7,12 +7,14 @@ in the same Redis.
 
 import contextlib
 import os
+import pathlib
 import shutil
 import signal
 
 import pytest
 
 from brokers import DURABLE, Broker, RedisBroker, RedisServer
+from long_link import LongLink, Unavailable
 from support import Deployment, service
 
 
@@ -66,6 +68,22 @@ def shared_deployment(tmp_path_factory, bbcp, broker):
     deployment = Deployment(tmp_path_factory.mktemp("shared"), bbcp, broker)
     yield deployment
     deployment.close()
+
+
+@pytest.fixture(scope="session")
+def long_link_program():
+    return pathlib.Path(service("CCAT_TRANSFER_BIN")).with_name("long-link")
+
+
+@pytest.fixture(scope="module")
+def long_link(tmp_path_factory, long_link_program):
+    """Two hosts with a long link between them, see long_link.py."""
+    try:
+        link = LongLink(long_link_program, tmp_path_factory.mktemp("link"))
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    yield link
+    link.close()
 
 
 @pytest.fixture

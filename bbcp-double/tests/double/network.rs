@@ -1,6 +1,5 @@
 //! Copies between hosts (knob `NETWORK`). The start command runs the other side on this machine.
 
-use std::io::Write;
 use std::net::ToSocketAddrs;
 
 use nix::sys::signal::Signal;
@@ -30,7 +29,7 @@ fn name_has_address() -> bool {
     let name = nix::unistd::gethostname().unwrap().into_string().unwrap();
     let has_address = (name.as_str(), 0).to_socket_addrs().is_ok();
     if !has_address {
-        writeln!(std::io::stderr(), "skipped: {name} has no address").unwrap();
+        println!("skipped: {name} has no address");
     }
     has_address
 }

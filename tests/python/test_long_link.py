@@ -1,0 +1,155 @@
+"""Transfers between two hosts with a long link, which long_link.py starts. With BBCP_REAL, the real bbcp makes the copies.
+
+The round trip is mostly 40 ms here, so that the tests are quick; scripts/bench.sh measures the real distance.
+"""
+
+import os
+import signal
+import subprocess
+
+import pytest
+
+from long_link import LongLink, Sites
+from support import MB, service, sha256, until
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture
+def link(long_link):
+    """The link with a round trip of 40 ms; each test may change it."""
+    long_link.set(delay="20ms", rate="1000Mbit", queue="100ms", loss="0", reorder="0", largest="none", blocked="none", cut="no", mtu=9000)
+    return long_link
+
+
+@pytest.fixture(scope="module")
+def sites(long_link, bbcp, tmp_path_factory):
+    long_link.set(delay="20ms")
+    program = os.environ.get("BBCP_REAL")
+    if program is None:
+        program = tmp_path_factory.mktemp("double") / "bbcp"
+        program.symlink_to(bbcp)
+        program.with_name("bbcp-double.env").write_text("BBCP_DOUBLE_NETWORK=1\nBBCP_DOUBLE_POLL=0.2\n")
+    sites = Sites(long_link, service("CCAT_TRANSFER_BIN"), program)
+    # Not as long as a test may take.
+    sites.settings(transfer={"stall_timeout": "60s"})
+    return sites
+
+
+def assert_moved(sites, transfer, name):
+    assert sites.show(transfer)["transfer"]["status"] == "COMPLETED"
+    assert sha256(sites.origin / name) == sha256(sites.destination / name)
+    assert [path.name for path in sites.destination.glob(".*")] == []
+
+
+def sshd_answers(link):
+    return link.is_on("koln") and link.run_on("fyst", ["ssh", "-oConnectTimeout=2", "koln", "true"], check=False).returncode == 0
+
+
+def test_round_trip_is_as_configured(link):
+    link.set(delay="120ms")
+    assert 0.24 <= link.round_trip_s() < 0.35
+    link.set(delay="5ms")
+    assert 0.01 <= link.round_trip_s() < 0.1
+    link.set(sender="koln", delay="50ms")
+    assert 0.055 <= link.round_trip_s() < 0.15
+
+
+def test_hosts_are_separate(link):
+    for host, other in (("fyst", "koln"), ("koln", "fyst")):
+        (link.data(host) / "own").write_text(f"{host}\n")
+        shown = link.run_on(host, ["sh", "-c", f"hostname; cat /data/own; getent hosts {other}; echo $HOME; ls ~/.ssh"])
+        name, own, found, home, *keys = shown.stdout.split("\n")
+        assert (name, own, home) == (host, host, "/host/home"), shown.stdout
+        assert found.startswith("10.99.0.")
+        assert ("id_ed25519" in keys) == (host == "fyst")
+    link.popen_on("fyst", ["sleep", "1234"])
+    until(lambda: "sleep 1234" in link.processes("fyst").values(), "the process is on its host")
+    assert all(line.startswith("sshd: ") for line in link.processes("koln").values())
+
+
+def test_package_crosses_the_link(link, sites, tell):
+    transfer = sites.package("one.tar", MB)
+    before = link.sshd_logins()
+    sites.cli("transfers", "run", transfer)
+    assert_moved(sites, transfer, "one.tar")
+    logins = link.sshd_logins() - before
+    assert 1 <= logins <= 10
+    crossed = link.show()["hosts"]["fyst"]["sends"]["arrived_bytes"]
+    assert crossed > MB, "the data take another way than the link"
+    tell(f"one transfer between two hosts: {logins} ssh logins")
+
+
+def test_copy_survives_an_interruption(link, sites):
+    sites.settings(bbcp={"max_rate": "1m"})
+    transfer = sites.package("cut.tar", 3 * MB)
+    process = sites.start(transfer, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    until(lambda: sites.arrived("cut.tar") > MB // 2, "the copy is under way")
+    with link.interrupted():
+        until(lambda: link.show()["hosts"]["fyst"]["sends"]["lost_by_cut"] >= 3, "packets are lost")
+        assert process.poll() is None
+        assert sites.arrived("cut.tar") < 3 * MB
+    output, _ = process.communicate(timeout=90)
+    assert process.returncode == 0, output
+    assert_moved(sites, transfer, "cut.tar")
+    assert len(sites.show(transfer)["attempts"]) == 1
+
+
+def test_reboot_ends_processes_and_keeps_files(link):
+    (link.data("koln") / "kept").write_text("kept")
+    # Its end is not announced: fyst must find out by itself.
+    remote = link.popen_on("fyst", ["ssh", "-oServerAliveInterval=1", "-oServerAliveCountMax=100", "koln", "sleep 4321"])
+    until(lambda: "sleep 4321" in " ".join(link.processes("koln").values()), "the session has begun")
+    link.reboot("koln", after=1)
+    refused = link.run_on("koln", ["true"], check=False)
+    assert (refused.returncode, refused.stderr) == (2, "long-link: koln is off\n")
+    assert remote.poll() is None
+    until(lambda: sshd_answers(link), "the ssh server answers again")
+    assert remote.wait(20) == 255
+    assert "sleep 4321" not in link.processes("koln").values()
+    assert link.run_on("koln", ["cat", "/data/kept"]).stdout == "kept"
+
+
+def test_large_packets_and_blocked_ports_are_lost(link):
+    link.set(blocked="22")
+    refused = link.run_on("fyst", ["ssh", "-oConnectTimeout=1", "koln", "true"], check=False)
+    assert "timed out" in refused.stderr
+    link.set(blocked="none", largest=600)
+    waiting = link.popen_on("fyst", ["ssh", "koln", "true"])
+    lost = lambda: sum(host["sends"]["lost_by_size"] for host in link.show()["hosts"].values())
+    until(lambda: lost() > 1, "large packets are lost")
+    assert waiting.poll() is None
+    link.set(largest="none")
+    assert waiting.wait(30) == 0
+    link.set(mtu=600, largest=600)
+    link.run_on("fyst", ["ssh", "koln", "true"])
+
+
+def test_everything_ends_with_the_starter(long_link_program, tmp_path, long_link):
+    directory = tmp_path / "second"
+    link = LongLink(long_link_program, directory, "--delay", "1ms")
+    link.run_on("koln", ["sh", "-c", "setsid sleep 5678 >/dev/null 2>&1 &"])
+    first = [host["pid"] for host in link.show()["hosts"].values()]
+    os.kill(link.process.pid, signal.SIGKILL)
+    until(lambda: not directory.exists(), "the directory is removed")
+    for pid in first:
+        until(lambda pid=pid: not running(pid), f"the first process {pid} of a host has ended")
+    assert not subprocess.run(["pgrep", "-f", "^sleep 5678$"], capture_output=True, check=False).stdout
+    link.close()
+
+
+def running(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def test_missing_rights_are_reported(long_link_program):
+    without = ["setpriv", "--bounding-set=-sys_admin"] if os.geteuid() == 0 else []
+    done = subprocess.run(
+        [*without, long_link_program, "run", "koln", "true"], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert done.returncode == 77
+    assert "long-link: no long link is possible here: " in done.stderr
