@@ -126,3 +126,23 @@ async fn many_copies_use_further_connections() {
     drop(bench);
     eventually("nothing is left", || !runs(first)).await;
 }
+
+/// The ssh of bbcp cannot continue without the connection. The double does not use ssh, so it is set to fail in the same way.
+#[tokio::test]
+async fn a_copy_that_loses_its_connection_names_the_network() {
+    let bench = recorded("");
+    bench.knobs(&[
+        ("ANYHOST", "1"),
+        ("PLAN", "segv-remote@30%"),
+        ("RATE", "2000000"),
+    ]);
+    let plan = bench.plan();
+    let losing = async {
+        bench.group().await;
+        kill(logins(&bench)[0], Signal::SIGKILL).unwrap();
+    };
+    let (result, ()) = tokio::join!(bench.copy(&plan), losing);
+    let error = result.unwrap_err();
+    assert_eq!(error.code(), "network", "{error}");
+    assert!(error.to_string().contains("connection was lost"), "{error}");
+}

@@ -117,7 +117,16 @@ pub async fn copy(
     fault_point!(CopySpawned, Ok::<(), TransferError>(()))?;
     let finished = running.run(cancel, progress).await;
     writer.close(&finished.summary()).await;
-    finished.conclude()
+    finished.conclude().map_err(|error| {
+        // bbcp reports only that its ssh has ended.
+        let lost = match (&error, &session, plan.remote_end()) {
+            (TransferError::RemoteDied { .. }, Some(session), Some((role, remote))) => {
+                remote.lost_connection(role, session)
+            }
+            _ => None,
+        };
+        lost.unwrap_or(error)
+    })
 }
 
 /// A running bbcp. Its fields are dropped in this order: the group is killed before the runtime reaps the agent, so

@@ -137,9 +137,7 @@ impl Plan {
     /// Returns true if the two ends are compared block by block: a remote end computes no digest of a whole file that
     /// has several blocks.
     fn compares_blocks(&self) -> bool {
-        let is_remote = |endpoint: &Endpoint| endpoint.remote().is_some();
-        block_bytes(self.size) < self.size
-            && (is_remote(self.source.endpoint()) || is_remote(self.target.endpoint()))
+        block_bytes(self.size) < self.size && self.remote_end().is_some()
     }
 
     /// Returns true if the origin must be read to verify the copy. If the package has a recorded checksum, an end that
@@ -161,24 +159,24 @@ impl Plan {
     /// # Errors
     /// The remote end could not be reached.
     pub(super) async fn copy_session(&self) -> Result<Option<CopySession>, TransferError> {
-        let ends = [
-            (Role::Origin, self.source.endpoint()),
-            (Role::Destination, self.target.endpoint()),
-        ];
-        for (role, endpoint) in ends {
-            if let Some(remote) = endpoint.remote() {
-                return remote.copy_session(role).await.map(Some);
-            }
+        match self.remote_end() {
+            Some((role, remote)) => remote.copy_session(role).await.map(Some),
+            None => Ok(None),
         }
-        Ok(None)
+    }
+
+    /// The remote end with its role, if there is one; at most one end is remote.
+    pub(super) fn remote_end(&self) -> Option<(Role, &Remote)> {
+        let origin = self.source.endpoint().remote();
+        let destination = self.target.endpoint().remote();
+        let origin = origin.map(|remote| (Role::Origin, remote));
+        origin.or(destination.map(|remote| (Role::Destination, remote)))
     }
 
     /// Waits until the remote end answers, whatever the answer is, or cannot be reached.
     pub(super) async fn reach_ends(&self) {
-        for endpoint in [self.source.endpoint(), self.target.endpoint()] {
-            if let Some(remote) = endpoint.remote() {
-                let _answer = remote.ping().await;
-            }
+        if let Some((_, remote)) = self.remote_end() {
+            let _answer = remote.ping().await;
         }
     }
 

@@ -32,7 +32,7 @@ struct Shared {
     open: Mutex<Vec<OpenConnection>>,
 }
 
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 struct OpenConnection {
     master: Arc<Master>,
     socket: PathBuf,
@@ -62,14 +62,19 @@ pub(in crate::transfer) enum RequestFailure {
 #[derive(Debug)]
 pub(in crate::transfer) struct CopySession {
     connection: HostConnection,
-    socket: PathBuf,
+    open: OpenConnection,
     permit: Option<OwnedSemaphorePermit>,
 }
 
 impl CopySession {
     /// Arguments for ssh between the program and the host, without the login.
     pub(in crate::transfer) fn ssh_options(&self) -> Vec<String> {
-        options(&self.connection.0.ssh, Sharing::Client(&self.socket))
+        options(&self.connection.0.ssh, Sharing::Client(&self.open.socket))
+    }
+
+    /// End of the connection, if it was lost. The copy cannot continue without it.
+    pub(in crate::transfer) fn lost_connection(&self) -> Option<MasterEnd> {
+        self.open.master.end()
     }
 }
 
@@ -127,12 +132,11 @@ impl HostConnection {
     /// # Errors
     /// A connection was necessary and could not be made.
     pub(in crate::transfer) async fn copy_session(&self) -> Result<CopySession, LoginFailure> {
-        let reserve =
-            |open: &OpenConnection| Some((open.socket.clone(), open.master.reserve_copy()?));
-        let (socket, permit) = self.connect(reserve).await?;
+        let reserve = |open: &OpenConnection| Some((open.clone(), open.master.reserve_copy()?));
+        let (open, permit) = self.connect(reserve).await?;
         Ok(CopySession {
             connection: self.clone(),
-            socket,
+            open,
             permit: Some(permit),
         })
     }

@@ -32,6 +32,9 @@ const CHUNK_BYTES: usize = 8 << 10;
 /// Exit code of ssh if it cannot connect, or if the connection was lost.
 const SSH_FAILED: i32 = 255;
 
+/// First exit code in a shell for a program that was killed by a signal.
+const KILLED: i32 = 128;
+
 /// A running ssh process with its connection. Dropping it closes the connection.
 #[derive(Debug)]
 pub(super) struct Master {
@@ -58,9 +61,11 @@ pub(in crate::transfer) struct MasterEnd {
 }
 
 impl MasterEnd {
-    /// Returns true if ssh itself ended, not the login shell.
+    /// Returns true if ssh itself failed or was killed, and not the login shell.
     pub(in crate::transfer) fn is_of_ssh(&self) -> bool {
-        self.code.is_none_or(|code| code == SSH_FAILED)
+        let is_signal = |code| (KILLED..SSH_FAILED).contains(&code);
+        self.code
+            .is_none_or(|code| code == SSH_FAILED || is_signal(code))
     }
 }
 
@@ -161,6 +166,11 @@ impl Master {
             Ok(Err(end)) => Err(end.map_or(LoginFailure::TimedOut, LoginFailure::Ended)),
             Err(_) => Err(LoginFailure::TimedOut),
         }
+    }
+
+    /// End of the process, if it has ended.
+    pub(super) fn end(&self) -> Option<MasterEnd> {
+        self.ended.borrow().clone()
     }
 
     pub(super) fn is_alive(&self) -> bool {

@@ -276,6 +276,22 @@ impl Remote {
         session.map_err(|failure| self.login_error(role, failure))
     }
 
+    /// The error for a copy whose connection was lost.
+    pub(in crate::transfer) fn lost_connection(
+        &self,
+        role: Role,
+        session: &CopySession,
+    ) -> Option<TransferError> {
+        let end = session.lost_connection()?;
+        Some(match self.end_error(role, &end) {
+            TransferError::RemoteDied { host, line } => TransferError::Network {
+                host,
+                line: format!("the ssh connection was lost ({line})"),
+            },
+            error => error,
+        })
+    }
+
     /// Reads the host's clock, in seconds since 1970.
     ///
     /// # Errors
