@@ -27,7 +27,7 @@ pub struct Ssh {
     pub connect_timeout: Duration,
     /// Further `-o` options, `Name=value`.
     pub options: Vec<String>,
-    /// Remote program and arguments that print the SHA-256 of standard input.
+    /// Remote program and arguments that print the SHA-256 of standard input; `auto` for the faster of two.
     pub sha256_command: Vec<String>,
     /// The same for BLAKE3.
     pub blake3_command: Vec<String>,

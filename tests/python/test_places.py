@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import re
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from support import MB, TRANSFER, service, sha256
+from support import MB, TRANSFER, service, sha256, until
 
 MODELS = Path(__file__).with_name("ops_db_models.py")
 
@@ -130,6 +132,44 @@ def test_one_end_behind_ssh(deployment, remote):
     deployment.assert_moved(transfer)
     [copy] = deployment.copies()
     assert sum("127.0.0.1:" in word for word in copy["argv"]) == 1
+
+
+def control_socket(copy):
+    """Path of the control socket in the command by which bbcp starts itself at the other end."""
+    [start] = [word for word in copy["argv"] if "-oControlPath=" in word]
+    return Path(re.search("-oControlPath=([^ ]+)", start)[1])
+
+
+def processes_with(text):
+    """Command lines that contain the text."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_text(errors="replace").split("\0")
+            if any(text in word for word in words):
+                found.append(words)
+    return found
+
+
+def test_each_worker_has_one_connection_which_ends_with_it(deployment):
+    """Also after kill -9, in the middle of a copy."""
+    reach_by_ssh(deployment, deployment.destination_site)
+    deployment.double(ANYHOST=1, RATE=MB)
+    first, other = deployment.worker(concurrency=2), deployment.worker(name="other", concurrency=2)
+    transfers = [deployment.package(f"{n}.tar", size=20 * MB) for n in range(4)]
+    with deployment.app() as app:
+        for transfer in transfers:
+            app.send_task(TRANSFER, [transfer], queue=deployment.queue)
+        until(lambda: len(deployment.copies()) == 4, "all are copied")
+    sockets = {control_socket(copy) for copy in deployment.copies()}
+    assert len(sockets) == 2, sockets
+    assert all(processes_with(str(socket)) for socket in sockets)
+    first.kill()
+    other.signal(signal.SIGQUIT)
+    other.ended()
+    for socket in sockets:
+        until(lambda: not processes_with(str(socket)), "no ssh is left", seconds=10)
+        until(lambda: not socket.parent.exists(), "no socket is left")
 
 
 def test_two_remote_ends_are_refused(deployment):

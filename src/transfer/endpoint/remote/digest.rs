@@ -24,6 +24,9 @@ const CONCURRENT_REQUESTS: usize = 2;
 /// there for long after this process has ended.
 const GROWTH_WAIT: Duration = Duration::from_secs(20);
 
+/// Value of `ssh.sha256_command` by which the other host chooses the program.
+const AUTOMATIC: &str = "auto";
+
 /// Unit of the positions of a block, in bytes.
 const MEBIBYTE: u64 = 1 << 20;
 
@@ -86,10 +89,14 @@ impl Remote {
                     None => return Err(call.unexpected_answer(&reply.answers)),
                 },
                 (NO_PROGRAM, _) => {
+                    let program = match command {
+                        [word] if word == AUTOMATIC => "openssl, sha256sum".to_owned(),
+                        command => shell_words::join(command),
+                    };
                     return Err(TransferError::RemoteProgramMissing {
                         role,
                         host: self.host.to_string(),
-                        line: format!("{}: not found", shell_words::join(command)),
+                        line: format!("{program}: not found"),
                     });
                 }
                 (0, answers) => return Err(call.unexpected_answer(answers)),

@@ -133,14 +133,17 @@ pub(super) const LIST: &str = concat!(
 
 /// $1 path, $2 `keep` if a symbolic link must not be followed, $3 number of bytes that the file must have, $4 number of
 /// seconds to wait for them, $5 first mebibyte to read, $6 number of mebibytes to read; then the program and its
-/// arguments. Answers `short SIZE` if the file has too few bytes, or `digest` and the output of the program.
+/// arguments, or `auto` for the faster program for SHA-256 that works. Answers `short SIZE` if the file has too few bytes,
+/// or `digest` and the output of the program.
 ///
 /// A file that still grows belongs to a copy by bbcp, which withholds the permission to read it, and should not be slowed
 /// down. The wait is in short steps at first, if `sleep` can do that: small files arrive in less than a second.
 pub(super) const DIGEST: &str = concat!(
     say!(),
     absent!(),
-    r#"f=$1 l=$2 e=$3 t=$4 k=$5 n=$6; shift 6; command -v "$1" >/dev/null 2>&1 || exit 69; "#,
+    r#"f=$1 l=$2 e=$3 t=$4 k=$5 n=$6; shift 6; "#,
+    r#"if test "$1" = auto; then if openssl dgst -sha256 -r </dev/null >/dev/null 2>&1; then set -- openssl dgst -sha256 -r; else set -- sha256sum; fi; fi; "#,
+    r#"command -v "$1" >/dev/null 2>&1 || exit 69; "#,
     r#"check() { if test "$l" = keep && test -L "$f"; then echo "$f is a symbolic link" >&2; exit 1; fi; }; check; "#,
     r#"size() { ls -lnd -L -- "$f" 2>/dev/null | { read -r m n u g s r; echo "${s:-0}"; }; }; "#,
     r#"if test "$e" -gt 0; then w=0 b=$(date +%s); while s=$(size); test "$s" -lt "$e"; do test "$(($(date +%s) - b))" -ge "$t" && { say short "$s"; exit 0; }; "#,
