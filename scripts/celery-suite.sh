@@ -24,9 +24,13 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 ALL=(integration-rabbitmq-redis integration-rabbitmq-rpc integration-redis-redis smoke-rabbitmq-redis smoke-redis-redis)
 HERE=$REPO/tests/celery_suite
 
-# Modules of t/integration that use no worker, or only one of their own that they start from Python code.
-WITHOUT_WORKER=(backend backend_leak_in_fixture_teardown beat cache_backend connection_recovery database_backend
-  events_state_memory_leak loader logfile_format mem_leak_in_exception_handling request_backend_down security upgrade)
+# Modules that use no worker, or only one of their own that they start from Python code.
+WITHOUT_WORKER=(
+  integration/test_{backend,backend_leak_in_fixture_teardown,beat,cache_backend,connection_recovery,database_backend}
+  integration/test_{events_state_memory_leak,loader,logfile_format,mem_leak_in_exception_handling,request_backend_down}
+  integration/test_{security,upgrade}
+  smoke/tests/test_callback_publish_retry
+)
 
 # Unpacks Celery's source distribution → CELERY, and installs what its tests need → SITE.
 fetch_celery() {
@@ -83,7 +87,7 @@ run_setup() {
   local setup=$1 module
   local -a tests=(t/integration)
   [[ $setup != smoke-* ]] || tests=(t/smoke)
-  for module in "${WITHOUT_WORKER[@]}"; do tests+=("--ignore=t/integration/test_$module.py"); done
+  for module in "${WITHOUT_WORKER[@]}"; do tests+=("--ignore=t/$module.py"); done
   if [[ -n $SHORT ]]; then tests=(-k "$SHORT" "${tests[@]}"); fi
   run_tests "$setup" python "$OUTCOMES/$setup-python.json" "${tests[@]}" ${SUITE_TESTS:-} &
   local control=$!

@@ -70,6 +70,10 @@ pub struct WorkerArguments {
     #[arg(long, value_name = "FILE")]
     pub pidfile: Option<PathBuf>,
 
+    /// File in which revoked ids survive a restart, with the same abbreviations; not that of a Python worker.
+    #[arg(short = 'S', long, value_name = "FILE")]
+    pub statedb: Option<PathBuf>,
+
     /// `--wait-for`.
     #[command(flatten)]
     pub wait_for: WaitFor,
@@ -94,6 +98,16 @@ impl WorkerArguments {
     pub fn pidfile(&self) -> Result<Option<PathBuf>, ProcessError> {
         let path = self.pidfile.as_deref();
         path.map(|path| node_path("--pidfile", path, &self.node_name()?))
+            .transpose()
+    }
+
+    /// The path of `--statedb`, with the abbreviations for the node expanded.
+    ///
+    /// # Errors
+    /// [`ProcessError::Usage`] for an unknown abbreviation.
+    pub fn statedb(&self) -> Result<Option<PathBuf>, ProcessError> {
+        let path = self.statedb.as_deref();
+        path.map(|path| node_path("--statedb", path, &self.node_name()?))
             .transpose()
     }
 

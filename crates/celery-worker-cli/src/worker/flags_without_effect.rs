@@ -16,8 +16,6 @@ pub(super) struct FlagsWithoutEffect {
     optimization: Option<String>,
     #[arg(short = 'I', long, value_name = "MODULES")]
     include: Option<String>,
-    #[arg(short = 'S', long, value_name = "FILE")]
-    statedb: Option<String>,
     #[arg(long, value_name = "N")]
     max_tasks_per_child: Option<u64>,
     #[arg(long, value_name = "KIB")]
@@ -49,7 +47,6 @@ impl FlagsWithoutEffect {
             (self.pool_start_method.is_some(), "--pool-start-method"),
             (self.optimization.is_some(), "--optimization"),
             (self.include.is_some(), "--include"),
-            (self.statedb.is_some(), "--statedb"),
             (self.max_tasks_per_child.is_some(), "--max-tasks-per-child"),
             (
                 self.max_memory_per_child.is_some(),

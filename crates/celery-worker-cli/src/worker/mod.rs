@@ -6,13 +6,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 use celery_worker::broker::Broker;
 use celery_worker::results::{self, ResultBackend, ResultOptions};
 use celery_worker::task::Registry;
-use celery_worker::worker::{Shutdown, Worker};
+use celery_worker::worker::{ActivityLog, Shutdown, Worker};
 use service_connection::error_chain::chain;
 
 use crate::error::ProcessError;
@@ -116,6 +117,7 @@ impl Process {
         let queues = selected(options.queues, arguments, &celery.task_default_queue);
         let mut config = celery.worker_config(hostname, queues);
         config.gossip = !arguments.without_gossip;
+        config.state_file = arguments.statedb()?;
         config.warm_shutdown = options.warm_shutdown;
         config.product = self.program.product();
         watch_backend(health, &results);
@@ -130,6 +132,7 @@ impl Process {
 
 /// Runs a worker. The process is in [`Phase::Running`] once the worker consumes its queues.
 async fn run_to_end(worker: Worker, health: &HealthRegistry) -> Result<(), ProcessError> {
+    let _activity = log_activity_on_usr1(worker.activity_log())?;
     let mut served = worker.served();
     // A task of the runtime, not the main thread, which would have to be woken for each message.
     let mut working = AbortOnDropHandle::new(tokio::spawn(worker.run()));
@@ -147,6 +150,17 @@ async fn run_to_end(worker: Worker, health: &HealthRegistry) -> Result<(), Proce
         }
     };
     Ok(ended.map_err(|error| ProcessError::Failed(format!("the worker failed: {error}")))??)
+}
+
+/// Logs what the worker does at each USR1, until the handle is dropped.
+fn log_activity_on_usr1(activity: ActivityLog) -> Result<AbortOnDropHandle<()>, ProcessError> {
+    let mut usr1 = signal(SignalKind::user_defined1())
+        .map_err(|e| ProcessError::Failed(format!("cannot listen to signals: {e}")))?;
+    Ok(AbortOnDropHandle::new(tokio::spawn(async move {
+        while usr1.recv().await.is_some() {
+            activity.request();
+        }
+    })))
 }
 
 /// Adds a readiness probe: the worker consumes all of its queues.

@@ -10,6 +10,7 @@
 //! is executed and where the outcome is sent; a task id alone is not enough, so different tasks with one id run
 //! concurrently.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -32,6 +33,7 @@ use celery_protocol::content::Accept;
 use celery_protocol::event::Event;
 
 mod acceptance;
+mod activity;
 mod admission;
 mod autoretry;
 pub(crate) mod bounded_queue;
@@ -61,11 +63,13 @@ mod skip;
 mod skip_reason;
 pub(crate) mod slots;
 mod span;
+mod state_file;
 mod stored_state;
 #[cfg(test)]
 mod test_support;
 
 pub use crate::task::RateLimit;
+pub use activity::ActivityLog;
 pub use builder::{WorkerBuilder, WorkerError};
 pub use effective_options::DefaultOptions;
 pub(crate) use request::Request;
@@ -78,6 +82,7 @@ use rate_limit::RateLimits;
 use revocation::Revoked;
 use runtime::Runtime;
 use slots::Slots;
+use state_file::StateKeeper;
 
 /// Time limit for storing results and sending follow-up tasks after the last running task of a worker that
 /// shuts down, while the result backend or the broker is unreachable.
@@ -145,6 +150,8 @@ pub struct Config {
     pub remote_control: bool,
     /// True if the worker also subscribes to the other workers, for mingle and gossip; needs remote control.
     pub gossip: bool,
+    /// File in which revoked ids survive a restart (`--statedb`); not that of a Python worker.
+    pub state_file: Option<PathBuf>,
     /// Connects the spans of attempts with those of the tasks' senders.
     pub propagation: Arc<dyn TracePropagation>,
 }
@@ -180,6 +187,7 @@ impl Config {
             task_sent_events: false,
             remote_control: true,
             gossip: true,
+            state_file: None,
             propagation: Arc::new(NoPropagation),
         }
     }
@@ -291,6 +299,7 @@ impl Worker {
             totals: Mutex::default(),
             started: Instant::now(),
             observer: Arc::new(()),
+            activity_log: ActivityLog::default(),
         };
         Self {
             runtime,
@@ -314,6 +323,12 @@ impl Worker {
         }
         self.runtime.observer = observer;
         self
+    }
+
+    /// A handle that asks the worker to log what it does.
+    #[must_use]
+    pub fn activity_log(&self) -> ActivityLog {
+        self.runtime.activity_log.clone()
     }
 
     /// Sets the registry for the worker's loops.
@@ -345,6 +360,8 @@ impl Worker {
                 "only Redis as the broker allows a worker without prefetch; the broker sends messages ahead"
             );
         }
+        let state_file = runtime.config.state_file.as_deref();
+        let keeper = state_file.map(|path| StateKeeper::start(path, runtime.clone()));
         let queue = |name: &String| runtime.config.task_queues.queue(name);
         let queues: Vec<Queue> = runtime.config.queues.iter().map(queue).collect();
         let mut consumer = runtime.broker.consume(Subscription {
@@ -377,6 +394,7 @@ impl Worker {
             own_liveness.tick();
             tokio::select! {
                 _ = ticks.tick() => {}
+                () = runtime.activity_log.requested() => activity::log(&runtime),
                 () = runtime.shutdown.warm.cancelled(), if !stopping => {
                     stopping = true;
                     consumer.cancel();
@@ -408,6 +426,9 @@ impl Worker {
         runtime.events.send(&Event::WorkerOffline(runtime.load()));
         if let Some(control) = control {
             control.close().await;
+        }
+        if let Some(keeper) = keeper {
+            keeper.close().await;
         }
         runtime.events.close().await;
         runtime.broker.close().await;

@@ -38,6 +38,8 @@ struct Recent<T> {
     /// Entries with their size in bytes, the oldest first.
     order: VecDeque<(Instant, T, usize)>,
     bytes: usize,
+    /// Number of entries that were ever added.
+    additions: u64,
 }
 
 impl<T> Default for Recent<T> {
@@ -46,14 +48,16 @@ impl<T> Default for Recent<T> {
             known: HashSet::new(),
             order: VecDeque::new(),
             bytes: 0,
+            additions: 0,
         }
     }
 }
 
 impl<T: Clone + Eq + Hash> Recent<T> {
-    fn add(&mut self, item: T, bytes: usize) {
+    fn add(&mut self, item: T, bytes: usize, since: Instant) {
         if bytes <= MOST_BYTES && self.known.insert(item.clone()) {
-            self.order.push_back((Instant::now(), item, bytes));
+            self.order.push_back((since, item, bytes));
+            self.additions += 1;
             self.bytes += bytes;
             self.forget();
         }
@@ -77,9 +81,36 @@ impl Revoked {
         with(&self.ids, |known| {
             for id in ids {
                 let bytes = id.len();
-                known.add(id.into(), bytes);
+                known.add(id.into(), bytes, Instant::now());
             }
         });
+    }
+
+    /// Adds ids that were revoked some time ago, the oldest first.
+    pub(crate) fn restore(&self, ids: impl IntoIterator<Item = (String, Duration)>) {
+        let now = Instant::now();
+        with(&self.ids, |known| {
+            for (id, age) in ids {
+                let bytes = id.len();
+                if let Some(since) = now.checked_sub(age) {
+                    known.add(id.into(), bytes, since);
+                }
+            }
+        });
+    }
+
+    /// All ids with the time since their revocation, the oldest first.
+    pub(crate) fn with_ages(&self) -> Vec<(String, Duration)> {
+        with(&self.ids, |known| {
+            let ids = known.order.iter();
+            ids.map(|(since, id, _)| (id.to_string(), since.elapsed()))
+                .collect()
+        })
+    }
+
+    /// Number of ids that were ever added.
+    pub(crate) fn additions(&self) -> u64 {
+        with(&self.ids, |known| known.additions)
     }
 
     /// Adds stamps: for each header one value or a list of values.
@@ -89,7 +120,7 @@ impl Revoked {
                 for value in each(values) {
                     let stamp = Stamp::new(name, value);
                     let bytes = stamp.name.len() + stamp.value.len();
-                    known.add(Arc::new(stamp), bytes);
+                    known.add(Arc::new(stamp), bytes, Instant::now());
                 }
             }
         });

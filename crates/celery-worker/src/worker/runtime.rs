@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use tokio_util::sync::CancellationToken;
 
+use super::activity::ActivityLog;
 use super::effective_options::TimeLimits;
 use super::events::Events;
 use super::in_flight::InFlight;
@@ -26,6 +27,7 @@ use celery_protocol::event::{Event, Load};
 /// State of a worker that the processing of messages and the remote control share.
 pub(crate) struct Runtime {
     pub(crate) registry: Arc<Registry>,
+    pub(super) activity_log: ActivityLog,
     pub(crate) broker: Arc<dyn Broker>,
     pub(crate) results: Arc<dyn ResultBackend>,
     pub(crate) workflow: Arc<Workflow>,

@@ -17,7 +17,35 @@ const LONG_BODY: usize = 16 << 10;
 /// Approximate size of the description of a task without its arguments, in bytes.
 const DESCRIPTION_BYTES: usize = 512;
 
+/// A task in flight, for the log.
+pub(crate) struct Activity {
+    pub(crate) phase: Phase,
+    pub(crate) name: String,
+    pub(crate) id: String,
+    /// The progress that the task reported last, as JSON.
+    pub(crate) progress: Option<String>,
+}
+
 impl InFlight {
+    /// All tasks: the running ones first, those that wait longest for their eta last.
+    pub(crate) fn activities(&self) -> Vec<Activity> {
+        let tasks = self.lock();
+        let activity = |task: &InFlightTask| Activity {
+            phase: task.phase,
+            name: task.request.message.task.clone(),
+            id: task.request.message.id.clone(),
+            progress: task.progress.as_ref().map(Value::to_string),
+        };
+        let mut activities: Vec<_> = tasks.tasks.values().map(activity).collect();
+        drop(tasks);
+        activities.sort_by_key(|activity| match activity.phase {
+            Phase::Active(since) => (0, since),
+            Phase::Reserved => (1, chrono::DateTime::UNIX_EPOCH),
+            Phase::Scheduled(eta) => (2, eta),
+        });
+        activities
+    }
+
     /// The tasks that `wanted` selects, in the format of `celery inspect`, with their stage. Arguments are shown as
     /// Python prints them if `safe`, or if they are long. The list is limited by [`SHOWN_BYTES`].
     pub(crate) fn requests(
