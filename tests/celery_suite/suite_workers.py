@@ -83,11 +83,13 @@ def start(settings, name, queue, flags=(), environment=None):
 
 def known(settings, names):
     """The settings whose names the Rust worker knows; likewise in a table."""
-    return {
+    found = {
         key: known(value, names[key]) if isinstance(value, dict) and names[key] else value
         for key, value in settings.items()
         if key in names
     }
+    # A table in the environment replaces the whole one of the defaults.
+    return {key: value for key, value in found.items() if value != {}}
 
 
 def toml(value):

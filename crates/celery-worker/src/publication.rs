@@ -10,7 +10,7 @@ use celery_protocol::{Properties, RawMessage};
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
-use crate::broker::{Broker, Declaration, Exchange, Publication, TaskQueues};
+use crate::broker::{Broker, Declaration, Exchange, Publication, TaskQueues, TaskRoute};
 use crate::clock;
 use service_connection::error_chain::chain;
 
@@ -50,19 +50,28 @@ impl TaskPublisher {
 
     /// A message with its route; a queue is declared first.
     pub(crate) fn publication(&self, Outgoing { message, route }: Outgoing) -> Publication {
+        let to_exchange = |exchange: &str, routing_key: &str, message| Publication {
+            exchange: exchange.to_owned(),
+            routing_key: routing_key.to_owned(),
+            message,
+            declare: None,
+            mandatory: true,
+            queue_lifetime: None,
+        };
+        let task = message.headers.get("task").and_then(Value::as_str);
         let queue = match &route {
             Route::Exchange { name, routing_key } => {
-                return Publication {
-                    exchange: name.clone(),
-                    routing_key: routing_key.clone(),
-                    message,
-                    declare: None,
-                    mandatory: true,
-                    queue_lifetime: None,
-                };
+                return to_exchange(name, routing_key, message);
             }
             Route::Queue(queue) => queue,
-            Route::Default => &self.default_queue,
+            Route::Default => match task.and_then(|task| self.queues.task_route(task)) {
+                Some(TaskRoute::Exchange {
+                    exchange,
+                    routing_key,
+                }) => return to_exchange(exchange, routing_key, message),
+                Some(TaskRoute::Queue(queue) | TaskRoute::QueueOf { queue }) => queue,
+                None => &self.default_queue,
+            },
         };
         let eta = message.headers.get("eta").and_then(Value::as_str);
         let eta = eta.and_then(|eta| DateTime::parse_from_rfc3339(eta).ok());

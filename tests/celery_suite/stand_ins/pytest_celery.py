@@ -151,6 +151,8 @@ class CeleryTestWorker:
         names = container.wrapper_class
         if names.version() != celery.__version__:
             need("another version of Celery")
+        if hasattr(names, "app_module"):
+            need("a Python module of its own for the worker")
         if container.command and any("=gevent" in word or "=eventlet" in word for word in container.command):
             need("another pool of Python's worker")
         self.app, self.names = container.app, names
@@ -233,6 +235,11 @@ def celery_redis_broker():
     if not os.environ["TEST_BROKER"].startswith("redis"):
         need("Redis as the broker")
     return RedisTestBroker()
+
+
+@pytest.fixture
+def celery_memcached_backend():
+    return MemcachedTestBackend()
 
 
 @pytest.fixture
@@ -340,7 +347,7 @@ def celery_setup_cls():
 
 
 @pytest.fixture
-def celery_setup(request, celery_setup_cls, celery_broker_cluster, celery_backend_cluster):
-    cluster = request.getfixturevalue("celery_worker_cluster")
-    app = request.getfixturevalue("celery_setup_app")
-    return celery_setup_cls(cluster, celery_broker_cluster, celery_backend_cluster, app)
+def celery_setup(
+    celery_setup_cls, celery_broker_cluster, celery_backend_cluster, celery_setup_app, celery_worker_cluster
+):
+    return celery_setup_cls(celery_worker_cluster, celery_broker_cluster, celery_backend_cluster, celery_setup_app)

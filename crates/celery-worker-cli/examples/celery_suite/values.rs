@@ -184,8 +184,7 @@ pub(crate) async fn soft_time_limit_lower_than_time_limit() -> TaskResult<()> {
     Ok(())
 }
 
-/// Ignores the request to stop, so that the hard time limit ends it.
-#[task(time_limit = 2, cooperative)]
+#[task(time_limit = 2)]
 pub(crate) async fn self_termination_delay_timeout() -> TaskResult<()> {
     sleep(Duration::from_secs(4)).await;
     Ok(())

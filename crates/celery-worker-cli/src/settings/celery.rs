@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use service_connection::url;
 
 use super::problem::SectionProblems;
-use super::{DelayedDelivery, ExchangeKind, QueueType, TaskQueue};
+use super::{DelayedDelivery, ExchangeKind, QueueType, TaskQueue, TaskRoute};
 
 /// Names and MIME types of the serializers.
 const ACCEPTABLE: [&str; 6] = [
@@ -160,6 +160,9 @@ pub struct Celery {
     /// Queues with declarations of their own, by name.
     #[serde(default)]
     pub task_queues: BTreeMap<String, TaskQueue>,
+    /// Destinations of tasks that a worker sends, by their names or by patterns.
+    #[serde(default)]
+    pub task_routes: BTreeMap<String, TaskRoute>,
     /// Exchange of the default queue; empty for one of its own name.
     pub task_default_exchange: String,
     /// Kind of the default queue's exchange.
@@ -356,6 +359,20 @@ impl Celery {
                 !name.is_empty() && texts.into_iter().flatten().all(|text| text.len() <= 255),
                 &format!("task_queues.{name}"),
                 "names and keys must be no longer than 255 bytes, and the queue's not empty",
+            );
+        }
+        for (name, route) in &self.task_routes {
+            let (target, key) = match route {
+                TaskRoute::Queue(queue) | TaskRoute::QueueOf { queue } => (queue, queue),
+                TaskRoute::Exchange {
+                    exchange,
+                    routing_key,
+                } => (exchange, routing_key),
+            };
+            problems.require(
+                !target.is_empty() && target.len() <= 255 && key.len() <= 255,
+                &format!("task_routes.{name}"),
+                "names and keys must be no longer than 255 bytes, and a queue's or exchange's not empty",
             );
         }
     }

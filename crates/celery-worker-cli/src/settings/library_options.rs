@@ -168,6 +168,7 @@ impl From<&Celery> for QueueSettings {
     fn from(celery: &Celery) -> Self {
         let mut settings = Self::default();
         settings.task_queues.clone_from(&celery.task_queues);
+        settings.task_routes.clone_from(&celery.task_routes);
         settings
             .task_default_queue
             .clone_from(&celery.task_default_queue);

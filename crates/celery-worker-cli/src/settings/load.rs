@@ -17,7 +17,11 @@ use super::unsupported;
 use super::{Problem, Problems, Secret, Settings, SettingsError};
 
 /// Tables of this crate's sections whose keys are data, not names of settings.
-const WHOLE: [&str; 2] = ["celery.task_names", "celery.task_queues"];
+const WHOLE: [&str; 3] = [
+    "celery.task_names",
+    "celery.task_queues",
+    "celery.task_routes",
+];
 
 /// Settings that are URLs with `;` between them; a list of texts is accepted, too, as in Celery.
 const URL_LISTS: [&str; 1] = ["celery.broker_url"];

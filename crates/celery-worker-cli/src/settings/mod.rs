@@ -23,7 +23,7 @@ pub use self::celery::{Celery, RedisTls, ResultSerializer, ResultTables, ResultT
 pub use self::http::Http;
 pub use self::log::{Log, LogFormat};
 pub use self::traces::Traces;
-pub use celery_worker::broker::{DelayedDelivery, ExchangeKind, QueueType, TaskQueue};
+pub use celery_worker::broker::{DelayedDelivery, ExchangeKind, QueueType, TaskQueue, TaskRoute};
 pub use exposure::{exposed_urls, exposure, is_local, may_be_plain};
 pub(crate) use library_options::key_of_broker_option;
 pub use load::Source;

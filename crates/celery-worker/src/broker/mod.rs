@@ -30,6 +30,7 @@ mod queue_settings;
 mod reconnect;
 #[cfg(feature = "redis")]
 pub mod redis;
+mod routes;
 mod sending;
 pub mod topology;
 
@@ -41,6 +42,7 @@ pub use options::BrokerOptions;
 pub use propagation::{NoPropagation, TracePropagation};
 pub use queue_settings::{DelayedDelivery, ExchangeKind, QueueSettings, QueueType, TaskQueue};
 pub use reconnect::Reconnect;
+pub use routes::TaskRoute;
 pub(crate) use sending::{RABBITMQ, Sending, messaging_system};
 pub use topology::{Binding, Declaration, Exchange, Queue, Route, TaskQueues};
 

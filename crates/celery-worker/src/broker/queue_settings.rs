@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::routes::TaskRoute;
 use serde::{Deserialize, Serialize};
 
 /// Type of an exchange, in AMQP's terms.
@@ -92,6 +93,8 @@ pub struct TaskQueue {
 pub struct QueueSettings {
     /// `task_queues`
     pub task_queues: BTreeMap<String, TaskQueue>,
+    /// `task_routes`: destinations by the names of tasks, or by patterns in which `*` is any text.
+    pub task_routes: BTreeMap<String, TaskRoute>,
     /// `task_default_queue`
     pub task_default_queue: String,
     /// `task_default_exchange`; empty for the name of the queue.

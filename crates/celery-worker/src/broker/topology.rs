@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use super::delayed;
 use super::queue_settings::{DelayedDelivery, ExchangeKind, QueueSettings, QueueType, TaskQueue};
+use super::routes::{TaskRoute, TaskRoutes};
 
 /// Declaration of an exchange.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -143,6 +144,7 @@ impl Queue {
 #[derive(Debug, Clone, Default)]
 pub struct TaskQueues {
     named: BTreeMap<String, Queue>,
+    routes: TaskRoutes,
     other_type: QueueType,
     other_exchange: ExchangeKind,
     max_priority: u8,
@@ -150,6 +152,11 @@ pub struct TaskQueues {
 }
 
 impl TaskQueues {
+    /// Destination of a task that names none itself, by `task_routes`.
+    pub(crate) fn task_route(&self, task: &str) -> Option<&TaskRoute> {
+        self.routes.find(task)
+    }
+
     /// Creates the declarations by Celery's rules: a queue in `task_queues` is declared with the values there. Without
     /// that table, the default queue has the default exchange and key. Every other queue has an exchange with its own
     /// name.
@@ -177,6 +184,7 @@ impl TaskQueues {
         };
         Self {
             named,
+            routes: TaskRoutes::new(&settings.task_routes),
             other_type: settings.task_create_missing_queue_type,
             other_exchange: settings.task_create_missing_queue_exchange_type,
             max_priority: settings.task_queue_max_priority,
