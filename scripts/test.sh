@@ -101,6 +101,7 @@ check "unit, property, integration and documentation tests" \
   timeout --kill-after 10 1500 cargo test --locked --workspace --no-fail-fast $CCAT_FEATURES || true
 check "Python interoperability" \
   timeout --kill-after 10 1500 "$TEST_PYTHON" -m pytest -p no:cacheprovider -q -n 2 --dist loadfile tests/python || true
+check "a part of Celery's own tests" timeout --kill-after 10 900 scripts/celery-suite.sh --short || true
 check "memory and start-up time" timeout --kill-after 10 1500 scripts/measure.sh || true
 check "demo" timeout --kill-after 10 600 scripts/demo.sh || true
 
