@@ -125,8 +125,9 @@ run_begin
 install_missing
 make_python
 fetch_celery
-say "Building the worker"
-run cargo build --locked -p celery-worker-cli --example celery_suite
+say "Building the programs"
+# As scripts/test.sh does, so that nothing is compiled twice.
+run cargo build --locked --workspace --bins --examples --features ccat-transfer/fault-points
 WORKER=$(target_dir)/debug/examples/celery_suite
 LOGS=$RUN_DIR/logs OUTCOMES=$RUN_DIR/outcomes
 mkdir "$LOGS" "$OUTCOMES"
