@@ -17,8 +17,8 @@ use crate::transfer::lease::{Phase, Progress};
 use crate::transfer::plan::Plan;
 use crate::transfer::trace::{KeyValue, set_attributes, step};
 
-/// Time limit of a small request, after which the storage counts as hanging. It is longer than the time that ssh needs
-/// to detect an unreachable host.
+/// Maximum time for a small request, after which the storage counts as hanging. No request waits longer than the copy
+/// did.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Number of copied bytes between two wake-ups of the concurrent origin reader. The reader may fall behind by as much.
@@ -223,10 +223,11 @@ async fn locate_stall(plan: &Plan, error: TransferError) -> TransferError {
         return error;
     };
     // The storage of an end does not hang if that end answers, even with a refusal, or cannot be reached.
+    let limit = plan.stall_timeout.min(PROBE_TIMEOUT);
     let (reachable, origin, destination) = tokio::join!(
-        timeout(PROBE_TIMEOUT, plan.reach_ends()),
-        timeout(PROBE_TIMEOUT, plan.source.inspect()),
-        timeout(PROBE_TIMEOUT, plan.target.free_space()),
+        timeout(limit, plan.reach_ends()),
+        timeout(limit, plan.source.inspect()),
+        timeout(limit, plan.target.free_space()),
     );
     let role = match (reachable, origin, destination) {
         // The link is interrupted.
