@@ -4,6 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use ccat_transfer::transfer::bbcp;
+use ccat_transfer::transfer::endpoint::ReadOptions;
 use futures_util::future::join_all;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -89,6 +90,38 @@ async fn a_lost_connection_is_made_again(#[values(false, true)] during_a_request
     };
     assert!(digest.whole.is_some());
     assert_eq!(logins(&bench).len(), 2);
+}
+
+/// A shell that hangs is replaced after the first request without an answer.
+#[tokio::test]
+async fn a_silent_connection_is_replaced() {
+    let bench = recorded("");
+    let target = bench.plan().target;
+    fs::write(target.path().as_path(), "content").unwrap();
+    target.inspect().await.unwrap();
+    let shell = children(logins(&bench)[0]);
+    let stop = |signal| {
+        shell
+            .iter()
+            .for_each(|process| kill(*process, signal).unwrap())
+    };
+    stop(Signal::SIGSTOP);
+    let options = ReadOptions {
+        size: 0,
+        stall_timeout: Duration::from_secs(1),
+        ..READ_OPTIONS
+    };
+    let error = target.digest(options).await.unwrap_err();
+    assert_eq!(error.code(), "operation_timeout", "{error}");
+    target.digest(options).await.unwrap();
+    assert_eq!(logins(&bench).len(), 2);
+}
+
+/// Processes whose parent is this one.
+fn children(parent: Pid) -> Vec<Pid> {
+    let text = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap();
+    let ids = text.split_whitespace().map(|id| id.parse().unwrap());
+    ids.map(Pid::from_raw).collect()
 }
 
 /// Copies beyond the sessions of one connection use a further one, which is closed after them.

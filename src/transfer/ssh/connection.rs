@@ -118,7 +118,10 @@ impl HostConnection {
                 Ok(Ok(reply)) => return Ok(reply),
                 Ok(Err(AskFailure::Lost(end))) => end,
                 Ok(Err(AskFailure::LineBreak)) => return Err(RequestFailure::LineBreak),
-                Err(_) => return Err(RequestFailure::TimedOut),
+                Err(_) => {
+                    master.check().await;
+                    return Err(RequestFailure::TimedOut);
+                }
             };
             if repetitions == MAX_REPETITIONS {
                 return Err(RequestFailure::Lost(lost.unwrap_or_default()));

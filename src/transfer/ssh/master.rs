@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin};
@@ -22,6 +23,9 @@ use crate::transfer::endpoint::Host;
 /// Number of copies that share a connection. sshd allows ten sessions per connection by default (`MaxSessions`), and the
 /// shell is one of them.
 const MAX_COPIES: usize = 9;
+
+/// Time limit for an answer to an empty request.
+const CHECK_LIMIT: Duration = Duration::from_secs(5);
 
 /// Maximum number of bytes kept of standard error. The last ones are kept, since ssh prints its reason at the end.
 const MAX_STDERR_BYTES: usize = 64 << 10;
@@ -46,6 +50,8 @@ pub(super) struct Master {
     pending: Pending,
     ended: watch::Receiver<Option<MasterEnd>>,
     copies: Arc<Semaphore>,
+    /// True if the shell does not answer.
+    is_silent: AtomicBool,
     _tasks: [AbortOnDropHandle<()>; 2],
 }
 
@@ -150,6 +156,7 @@ impl Master {
             pending,
             ended: has_ended.clone(),
             copies: Arc::new(Semaphore::new(MAX_COPIES)),
+            is_silent: AtomicBool::new(false),
             _tasks: [
                 AbortOnDropHandle::new(tokio::spawn(reading)),
                 AbortOnDropHandle::new(tokio::spawn(writing)),
@@ -173,8 +180,17 @@ impl Master {
         self.ended.borrow().clone()
     }
 
+    /// Returns true if the connection can be used for further requests and copies.
     pub(super) fn is_alive(&self) -> bool {
-        self.ended.borrow().is_none()
+        self.ended.borrow().is_none() && !self.is_silent.load(Ordering::Relaxed)
+    }
+
+    /// Checks whether the shell answers at all, after a request without an answer. If not, the connection is used only by
+    /// the copies that use it already.
+    pub(super) async fn check(&self) {
+        if timeout(CHECK_LIMIT, self.ask("", &[])).await.is_err() {
+            self.is_silent.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Runs a script. Returns the end of the process if that came before the answer.

@@ -97,7 +97,7 @@ fn new_directory() -> io::Result<TempDir> {
         .tempdir_in(&parent)
         .map_err(|error| {
             let text = format!(
-                "no directory for ssh's control sockets in {}: {error}",
+                "no directory for ssh's control sockets in {}, which TMPDIR can name: {error}",
                 parent.display()
             );
             io::Error::new(error.kind(), text)
