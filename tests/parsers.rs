@@ -36,6 +36,7 @@ fn output_of_bbcp() {
         target: "/e/.t.part".into(),
         program: "/opt/bbcp".into(),
         remote: Some((Role::Destination, "h".into())),
+        listener: Role::Destination,
     };
     endures("bbcp", 2, |bytes| {
         let mut lines = Lines::default();

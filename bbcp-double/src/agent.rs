@@ -2,7 +2,7 @@
 //! exit code. It never reads standard input and does not handle signals.
 
 use crate::checksum::Output;
-use crate::early::{EarlyContext, Ending, is_connected};
+use crate::early::{EarlyContext, Ending, has_started};
 use crate::effects::{EarlyEnd, Effect};
 use crate::failure::{Failure, MISUSE, errno_text};
 use crate::knobs::{self, Knobs};
@@ -279,7 +279,7 @@ impl Agent {
                 _ => None,
             });
         let ending = if let Some(early) = injected {
-            if is_connected(early) {
+            if has_started(early) {
                 self.print_redirect();
             }
             context.ending(early)

@@ -100,6 +100,7 @@ impl EarlyContext<'_> {
                 ending.after = self.accept;
                 ending
             }
+            EarlyEnd::Unreached => self.connection_timeout(),
             EarlyEnd::PortBusy => failure_output(
                 255,
                 [
@@ -209,8 +210,8 @@ impl EarlyContext<'_> {
     }
 }
 
-/// Returns true if both sides have connected before a copy ends like this.
-pub(crate) fn is_connected(early: &EarlyEnd) -> bool {
+/// Returns true if both sides have started before a copy ends like this.
+pub(crate) fn has_started(early: &EarlyEnd) -> bool {
     match early {
         EarlyEnd::Exists
         | EarlyEnd::NoSource
@@ -221,7 +222,8 @@ pub(crate) fn is_connected(early: &EarlyEnd) -> bool {
         | EarlyEnd::NoSpace
         | EarlyEnd::CheckpointChanged
         | EarlyEnd::NoAppend
-        | EarlyEnd::Skip => true,
+        | EarlyEnd::Skip
+        | EarlyEnd::Unreached => true,
         EarlyEnd::Refused
         | EarlyEnd::TimedOut(_)
         | EarlyEnd::Unresolved

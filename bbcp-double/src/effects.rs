@@ -77,6 +77,8 @@ pub(crate) enum EarlyEnd {
     Banner,
     /// Only this many data streams
     Streams(u64),
+    /// The data port cannot be reached, as behind a firewall
+    Unreached,
     /// No port to listen on
     PortBusy,
     /// Any code and text
@@ -227,6 +229,7 @@ fn parse_effect(text: &str) -> Option<Vec<Effect>> {
         ("nossh", []) => Effect::Early(EarlyEnd::NoSsh),
         ("banner", []) => Effect::Early(EarlyEnd::Banner),
         ("streams", [count]) => Effect::Early(EarlyEnd::Streams(count.parse().ok()?)),
+        ("unreached", []) => Effect::Early(EarlyEnd::Unreached),
         ("portbusy", []) => Effect::Early(EarlyEnd::PortBusy),
 
         ("enospc", []) => event(Event::DiskFull),

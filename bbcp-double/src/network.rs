@@ -11,7 +11,7 @@
 //! ```
 
 use crate::console;
-use crate::failure::Failure;
+use crate::failure::{Failure, errno_text};
 use crate::options::Options;
 use crate::spec::Spec;
 use crate::wire::{Agent, Job, Meeting, Peer, Report};
@@ -183,13 +183,35 @@ pub(crate) fn meet(job: &Job, control: Peer) -> Result<Peer, Failure> {
     let stream = match &job.meeting {
         None => return Ok(control),
         Some(Meeting::Listen) => accept(job)?,
-        // The original prints nothing: the listener reports that it was not reached.
-        Some(Meeting::Connect { host, port }) => TcpStream::connect((host.as_str(), *port))
-            .map_err(|_| Failure::silent(NOT_CONNECTED))?,
+        Some(Meeting::Connect { host, port }) => connect(host, *port, job.options.streams)?,
     };
     let connected = stream.set_nodelay(true);
     connected.map_err(|error| Failure::system(&error, "setting up", "the connection"))?;
     Ok(Peer::new(stream.into()))
+}
+
+fn connect(host: &str, port: u16, streams: u64) -> Result<TcpStream, Failure> {
+    let addresses = (host, port).to_socket_addrs();
+    let resolved = addresses.map(|mut found| found.find(SocketAddr::is_ipv4));
+    let line = match resolved {
+        Ok(Some(address)) => match TcpStream::connect(address) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => format!(
+                "{} unable to connect to port [::ffff:{}]:{port}",
+                errno_text(&error),
+                address.ip()
+            ),
+        },
+        _ => format!("Unable to connect to  {host} ;  Name or service not known"),
+    };
+    Err(Failure {
+        code: NOT_CONNECTED,
+        lines: vec![line, no_streams(streams)],
+    })
+}
+
+fn no_streams(streams: u64) -> String {
+    format!("Unable to allocate more than 0 of {streams} data streams.")
 }
 
 fn accept(job: &Job) -> Result<TcpStream, Failure> {
@@ -221,7 +243,7 @@ fn accept_timeout(port: u16, streams: u64) -> Failure {
         code: NOT_CONNECTED,
         lines: vec![
             format!("Accept timed out on port {port}"),
-            format!("Unable to allocate more than 0 of {streams} data streams."),
+            no_streams(streams),
         ],
     }
 }

@@ -37,7 +37,9 @@ pub(super) fn class_of(kind: FailureKind) -> &'static str {
         SshDenied | HostKey | ProgramMissing | RemoteProgramMissing | BadOption
         | UnsupportedLocation | NoRoute | OtherMethod | BadHost | BadUser | BadPath
         | BothRemote | SamePlace | LinkSettings => "ConfigurationError",
-        Network | PortBusy | Stalled | TooSlow | Deadline | OperationTimeout => "NetworkError",
+        Network | DataPort | PortBusy | Stalled | TooSlow | Deadline | OperationTimeout => {
+            "NetworkError"
+        }
         RemoteDied | TimeLimit | ResumeRefused | Spawn | BbcpFailed => "BBCPError",
         Segfault => "SegmentationFaultError",
         Interrupted => "ServiceExit",

@@ -226,6 +226,107 @@ async fn failures_of_a_push_are_classified(#[case] entry: &str, #[case] code: &s
     assert_eq!(error.code(), code, "{error}\n{}", bench.log());
 }
 
+/// With a remote origin bbcp prints the lines of a closed data port after any failure of ssh.
+#[rstest]
+#[case::refused("refused", "network")]
+#[case::unresolved("noresolve", "network")]
+#[case::login("auth", "ssh_denied")]
+#[case::host_key("hostkey", "ssh_host_key")]
+#[case::no_bbcp("nobbcp", "remote_program_missing")]
+#[case::no_ssh("nossh", "program_missing")]
+#[case::data_port("unreached", "data_port")]
+#[tokio::test]
+async fn failures_of_a_pull_are_classified(#[case] entry: &str, #[case] code: &str) {
+    let mut bench = behind("", "sh");
+    bench.knobs(&[("PLAN", entry), ("ANYHOST", "1"), ("ACCEPT", "0.1")]);
+    bench.origin_host = Some(FAR);
+    let result = timeout(LIMIT, bench.copy(&bench.plan())).await.unwrap();
+    let error = result.unwrap_err();
+    assert_eq!(error.code(), code, "{error}\n{}", bench.log());
+}
+
+/// The error names the end that listens, its port, the announced address and why that is not reached. A bbcp that does
+/// not end (its connection waits for two minutes) is stopped.
+#[rstest]
+#[case::push(
+    false,
+    false,
+    "this host could not connect to bbcp's data port 5070 at far.example.org"
+)]
+#[case::reversed(
+    false,
+    true,
+    "far.example.org could not connect to bbcp's data port 5070 at this host"
+)]
+#[case::pull(
+    true,
+    false,
+    "far.example.org could not connect to bbcp's data port 5070 at this host"
+)]
+#[tokio::test]
+async fn a_closed_data_port_is_explained(
+    #[case] is_pull: bool,
+    #[case] reverse_connection: bool,
+    #[case] expected: &str,
+    #[values(false, true)] is_loopback: bool,
+) {
+    // The stand-in for ssh runs on this host; so both ends have its addresses, and the shell may give other answers.
+    let own = if is_loopback {
+        "127.0.1.1"
+    } else {
+        "192.0.2.7"
+    };
+    let startup = format!(
+        "export SSH_CONNECTION='192.0.2.1 50000 192.0.2.2 22'; getent() {{ echo {own} STREAM x; }}; export -f getent"
+    );
+    let mut bench = behind(&startup, "bash");
+    bench.link.bbcp.reverse_connection = reverse_connection;
+    bench.link.bbcp.port_range = "5070:5070".into();
+    let hangs = is_loopback && !is_pull;
+    let plan = if hangs {
+        "unreached+hang-exit"
+    } else {
+        "unreached"
+    };
+    bench.knobs(&[("PLAN", plan), ("ANYHOST", "1"), ("ACCEPT", "0.1")]);
+    *(if is_pull {
+        &mut bench.origin_host
+    } else {
+        &mut bench.destination_host
+    }) = Some(FAR);
+    let error = timeout(LIMIT, bench.copy(&bench.plan()))
+        .await
+        .unwrap()
+        .unwrap_err();
+    let text = error.to_string();
+    assert_eq!(error.code(), "data_port", "{text}");
+    assert!(text.contains(expected), "{text}");
+    assert!(
+        text.ends_with("bbcp: Accept timed out on port 5070"),
+        "{text}"
+    );
+    for setting in [
+        "`bbcp.reverse_connection`",
+        "`bbcp.no_dns`",
+        "`bbcp.port_range`",
+    ] {
+        assert!(text.contains(setting), "{text}");
+    }
+    let reason = match (is_loopback, expected.ends_with("this host")) {
+        (_, true) => "which announced the address ",
+        (true, false) => {
+            "127.0.1.1; that is a loopback address, which only far.example.org itself can reach"
+        }
+        (false, false) => {
+            "192.0.2.7; in the connection of ssh far.example.org has the address 192.0.2.2"
+        }
+    };
+    assert!(text.contains(reason), "{text}");
+    let is_stopped = bench.log().contains("stopped: no data connection was made");
+    assert_eq!(is_stopped, hangs, "{}", bench.log());
+    assert_eq!(living(bench.group().await), Vec::<String>::new());
+}
+
 #[rstest]
 #[case::noise("noise:200000")]
 #[case::long_line("longline:100000000")]

@@ -190,7 +190,7 @@ class Sites:
         if program is None:
             program = directory / "bbcp"
             program.symlink_to(double)
-            program.with_name("bbcp-double.env").write_text("BBCP_DOUBLE_NETWORK=1\nBBCP_DOUBLE_POLL=0.2\n")
+            program.with_name("bbcp-double.env").write_text("BBCP_DOUBLE_NETWORK=1\nBBCP_DOUBLE_POLL=0.2\nBBCP_DOUBLE_ACCEPT=3\n")
         return cls(link, service("CCAT_TRANSFER_BIN"), program)
 
     def settings(self, **sections):

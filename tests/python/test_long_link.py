@@ -87,6 +87,50 @@ def test_copy_survives_an_interruption(link, sites):
     assert len(sites.show(transfer)["attempts"]) == 1
 
 
+@pytest.mark.parametrize("settings, address", [({}, "10.99.0.2"), ({"reverse_connection": True}, "10.99.0.1"), ({"no_dns": False}, "koln")])
+def test_blocked_data_ports_are_named(link, sites, settings, address):
+    """Also bbcp's own connection, which would wait for two minutes, is ended."""
+    ends = ["this host", "koln"][:: -1 if "reverse_connection" in settings else 1]
+    caller, listener = ends
+    sites.settings(bbcp={"reverse_connection": False, "no_dns": True, "port_range": "5031:5039", "streams": 4} | settings)
+    link.set(blocked="5031-5039")
+    transfer = sites.package(f"blocked-{address}.tar", 1000)
+    failed = link.run_on("fyst", sites.command("transfers", "run", transfer), check=False)
+    assert failed.returncode == 1
+    text = sites.show(transfer)["attempts"][-1]["message"]
+    assert f"{caller} could not connect to bbcp's data port 5031 at {listener}, which announced the address {address}; no connection arrived" in text
+    assert sites.show(transfer)["attempts"][-1]["error_code"] == "data_port"
+    for host in ("fyst", "koln"):
+        until(lambda host=host: not [line for line in link.processes(host).values() if "bbcp" in line], f"no bbcp remains on {host}")
+
+
+@pytest.mark.parametrize(
+    "own_address, text",
+    [
+        ("127.0.1.1", "which announced the address 127.0.1.1; that is a loopback address, which only koln itself can reach"),
+        ("10.99.0.1", "which announced the address 10.99.0.1; in the connection of ssh koln has the address 10.99.0.2"),
+    ],
+)
+def test_wrong_announced_addresses_are_named(link, sites, own_address, text):
+    """The own name of koln has another address there."""
+    sites.settings(bbcp={"reverse_connection": False, "no_dns": True, "port_range": "5031:5039"})
+    hosts = link.run_on("koln", ["cat", "/etc/hosts"]).stdout
+    link.run_on("koln", ["sh", "-c", f"printf '{own_address} koln\n10.99.0.1 fyst\n' >/etc/hosts"])
+    try:
+        transfer = sites.package(f"wrong-{own_address}.tar", 1000)
+        failed = link.run_on("fyst", sites.command("transfers", "run", transfer), check=False)
+        assert failed.returncode == 1
+        attempt = sites.show(transfer)["attempts"][-1]
+        assert (attempt["error_code"], text in attempt["message"]) == ("data_port", True), attempt
+        assert "Connection refused unable to connect to port" in attempt["message"]
+    finally:
+        link.run_on("koln", ["sh", "-c", f"cat >/etc/hosts <<'.'\n{hosts}.\n"])
+    # With its name, or with the other end as listener, the copy succeeds.
+    sites.settings(bbcp={"no_dns": False})
+    sites.cli("transfers", "run", transfer)
+    assert_moved(sites, transfer, f"wrong-{own_address}.tar")
+
+
 def test_reboot_ends_processes_and_keeps_files(link):
     (link.data("koln") / "kept").write_text("kept")
     # Its end is not announced: fyst must find out by itself.

@@ -91,6 +91,22 @@ fn side_that_is_not_reached_times_out() {
     outcome.expect(2, &texts);
 }
 
+/// The start command gives the connecting side a listener that has ended.
+#[test]
+fn side_that_does_not_reach_the_other_one_says_why() {
+    let bench = Bench::with_source(10);
+    let listener = r#"{"Listening":["127.0.0.1",1]}"#;
+    let script = bench.path("listener");
+    std::fs::write(&script, format!("echo '{listener}'\nsleep 0.3\nexit 2\n")).unwrap();
+    let start = format!("sh {}", script.display());
+    let outcome = finish(&bench, &["-T", &start], "{}/src/a", "far:{}/dst/x");
+    let texts = [
+        "bbcp: Connection refused unable to connect to port [::ffff:127.0.0.1]:1",
+        "Unable to allocate more than 0 of 4 data streams.",
+    ];
+    outcome.expect(2, &texts);
+}
+
 #[test]
 fn output_of_the_remote_shell_ends_the_copy() {
     let bench = Bench::with_source(10);

@@ -1,7 +1,8 @@
 //! bbcp: its command line, its output, the classification of its failures, and the running program.
 //!
-//! All modules except [`process`] and its log file are pure.
+//! All modules except [`process`], its log file and [`announcement`] are pure.
 
+mod announcement;
 pub(crate) mod command;
 mod log;
 pub mod outcome;

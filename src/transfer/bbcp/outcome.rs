@@ -13,7 +13,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
 use crate::transfer::failures::{
-    Confidence, Names, Observation, PatternMatch, Role, TransferError,
+    Confidence, DataConnection, Names, Observation, PatternMatch, Role, THIS_HOST, TransferError,
 };
 use crate::transfer::plan::Plan;
 
@@ -58,6 +58,8 @@ pub struct CopyPaths {
     pub program: String,
     /// The remote end and its host, if one is remote.
     pub remote: Option<(Role, String)>,
+    /// End that listens for the data connections.
+    pub listener: Role,
 }
 
 impl CopyPaths {
@@ -75,21 +77,38 @@ impl CopyPaths {
             target: plan.target.temporary_path().to_string(),
             program: plan.bbcp.remote_program.display().to_string(),
             remote,
+            listener: listener(plan),
+        }
+    }
+
+    /// The data connections, before anything is known about them.
+    fn connection(&self) -> DataConnection {
+        match &self.remote {
+            Some((role, host)) if *role == self.listener => DataConnection::new(host, THIS_HOST),
+            Some((_, host)) => DataConnection::new(THIS_HOST, host),
+            None => DataConnection::new(THIS_HOST, THIS_HOST),
         }
     }
 
     /// The values of a failure that `line` states.
-    fn observation(self, line: String) -> Observation {
-        let (role, host) = self
-            .remote
-            .unwrap_or((Role::Destination, "this host".into()));
+    fn observation(self, line: String, connection: DataConnection) -> Observation {
+        let (role, host) = self.remote.unwrap_or((Role::Destination, THIS_HOST.into()));
         Observation {
             line,
             origin: self.source,
             copy: self.target,
             host,
             role,
+            connection: Box::new(connection),
         }
+    }
+}
+
+/// End of a copy that listens for the data connections.
+pub(super) fn listener(plan: &Plan) -> Role {
+    match plan.bbcp.reverse_connection {
+        true => Role::Origin,
+        false => Role::Destination,
     }
 }
 
@@ -105,12 +124,15 @@ pub struct FailureClassifier {
     last_of_bbcp: Option<String>,
     /// The last line of any program.
     last: Option<String>,
+    /// The data connections, according to the lines of bbcp.
+    connection: DataConnection,
 }
 
 impl FailureClassifier {
     /// The state before the first line.
     pub fn new(paths: CopyPaths) -> Self {
         Self {
+            connection: paths.connection(),
             paths,
             stated: None,
             hinted: None,
@@ -127,6 +149,7 @@ impl FailureClassifier {
         }
         if line.starts_with("bbcp: ") {
             self.last_of_bbcp = Some(shortened(line));
+            self.connection.observe(&shortened(line));
         }
         self.last = Some(shortened(line));
         let names = Names {
@@ -147,6 +170,11 @@ impl FailureClassifier {
         {
             *cause = Some((found, shortened(line)));
         }
+    }
+
+    /// Returns true if bbcp has reported that no data connection arrived.
+    pub(super) fn has_no_connection(&self) -> bool {
+        self.connection.has_timed_out
     }
 
     /// The cause according to all lines.
@@ -183,7 +211,7 @@ impl FailureClassifier {
             (output, status) => status.or(output),
         };
         Err(match cause {
-            Some((found, line)) => found.failure(self.paths.observation(line)),
+            Some((found, line)) => found.failure(self.paths.observation(line, self.connection)),
             // Lines of other programs are shown if bbcp has printed nothing, but they do not decide the class.
             None => TransferError::BbcpFailed {
                 exit: exit.to_string(),
@@ -213,6 +241,7 @@ mod tests {
             target: "/d/dst/.t.part".into(),
             program: "bbcp".into(),
             remote: remote.map(|role| (role, "H".into())),
+            listener: Role::Destination,
         }
     }
 
@@ -274,8 +303,24 @@ mod tests {
     #[case::time_limit(128, &["bbcp: Time limit exceeded"], "time_limit")]
     #[case::source_changed(128, &["bbcp: Error -143808 writing /d/src/t.tar"], "origin_changed")]
     #[case::data_reset(128, &["bbcp: Connection reset by peer reading data from HOST"; 4], "network")]
-    #[case::firewall(2, &[ACCEPT, ALLOCATE], "network")]
-    #[case::data_refused(2, &["bbcp: Connection refused unable to connect to port HOST:5031", ALLOCATE], "network")]
+    #[case::firewall(2, &[ACCEPT, ALLOCATE], "data_port")]
+    #[case::data_refused(2, &["bbcp: Connection refused unable to connect to port HOST:5031", ALLOCATE], "data_port")]
+    #[case::data_timed_out(2, &[ACCEPT, ALLOCATE, "bbcp: Connection timed out unable to connect to port HOST:5031"], "data_port")]
+    #[case::data_name(
+        2,
+        &["bbcp: Unable to connect to  H.example.org ;  Temporary failure in name resolution", ALLOCATE, ACCEPT, ALLOCATE],
+        "data_port"
+    )]
+    #[case::some_streams(2, &[ACCEPT, "bbcp: Unable to allocate more than 3 of 4 data streams."], "network")]
+    #[case::pull_ssh_refused(2, &["ssh: connect to host H port 22: Connection refused", ACCEPT, ALLOCATE], "network")]
+    #[case::pull_ssh_resolve(2, &["ssh: Could not resolve hostname H: Name or service not known", ACCEPT, ALLOCATE], "network")]
+    #[case::pull_ssh_lost(2, &[ACCEPT, ALLOCATE, "client_loop: send disconnect: Broken pipe"], "network")]
+    #[case::pull_host_key(2, &[ACCEPT, ALLOCATE, "Host key verification failed."], "ssh_host_key")]
+    #[case::ssh_lost_before_the_data(
+        2,
+        &["bbcp: Connection refused unable to connect to port H:5031", "Connection to H closed by remote host."],
+        "network"
+    )]
     #[case::ports(255, &["bbcp: Address already in use binding socket", GONE], "port_busy")]
     #[case::ssh_refused(255, &["ssh: connect to host H port 22: Connection refused", GONE], "network")]
     #[case::ssh_timeout(255, &["ssh: connect to host H port 22: Connection timed out", GONE], "network")]

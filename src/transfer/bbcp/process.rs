@@ -20,6 +20,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout, t
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::announcement;
 use super::command::{CONFIG_VARIABLE, Invocation};
 use super::log::CopyLog;
 use super::outcome::{CopyPaths, Exit, FailureClassifier};
@@ -31,6 +32,7 @@ use crate::settings::Slowness;
 use crate::transfer::endpoint::AbsolutePath;
 use crate::transfer::failures::TransferError;
 use crate::transfer::plan::{Attempt, Plan};
+use crate::transfer::ssh::CopySession;
 
 /// Time limit for reading the outputs after bbcp has ended.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
@@ -44,6 +46,13 @@ const TICK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Capacity of the queue between the readers and the watchdog, in lines.
 const QUEUE_LINES: usize = 256;
+
+/// Time between bbcp's report that it has no data connection and its end by the worker. Where a firewall discards the
+/// packets, bbcp reports it after 30 s, and ends after two minutes.
+const UNCONNECTED_GRACE: Duration = Duration::from_secs(3);
+
+/// Exit code of bbcp without a data connection.
+const UNCONNECTED: Exit = Exit::Code(2);
 
 /// Unit of a file's allocated blocks, independent of the file system's own unit.
 const BLOCK_BYTES: u64 = 512;
@@ -117,16 +126,31 @@ pub async fn copy(
     fault_point!(CopySpawned, Ok::<(), TransferError>(()))?;
     let finished = running.run(cancel, progress).await;
     writer.close(&finished.summary()).await;
-    finished.conclude().map_err(|error| {
-        // bbcp reports only that its ssh has ended.
-        let lost = match (&error, &session, plan.remote_end()) {
-            (TransferError::RemoteDied { .. }, Some(session), Some((role, remote))) => {
-                remote.lost_connection(role, session)
-            }
-            _ => None,
-        };
-        lost.unwrap_or(error)
-    })
+    match finished.conclude() {
+        Ok(report) => Ok(report),
+        Err(error) => Err(explained(error, plan, session.as_ref()).await),
+    }
+}
+
+/// Adds to an error of bbcp what the connection of its ssh, or the hosts, know about the cause.
+async fn explained(
+    error: TransferError,
+    plan: &Plan,
+    session: Option<&CopySession>,
+) -> TransferError {
+    // bbcp reports only what follows from the end of its ssh.
+    let lost = match (&error, session, plan.remote_end()) {
+        (
+            TransferError::RemoteDied { .. } | TransferError::DataPort { .. },
+            Some(session),
+            Some((role, remote)),
+        ) => remote.lost_connection(role, session),
+        _ => None,
+    };
+    match lost {
+        Some(lost) => lost,
+        None => announcement::explain(error, plan).await,
+    }
 }
 
 /// A running bbcp. Its fields are dropped in this order: the group is killed before the runtime reaps the agent, so
@@ -149,6 +173,8 @@ enum EndedBy {
     Itself(io::Result<ExitStatus>),
     Watchdog(StopReason),
     Cancellation,
+    /// It has no data connection and did not end.
+    Unconnected,
 }
 
 impl<'a> RunningCopy<'a> {
@@ -226,6 +252,9 @@ impl<'a> RunningCopy<'a> {
                     }
                 }
                 _ = ticks.tick() => {
+                    if self.output.is_unconnected() {
+                        return EndedBy::Unconnected;
+                    }
                     if let Some(stop_reason) = self.watchdog.stop_reason(Instant::now()) {
                         return EndedBy::Watchdog(stop_reason);
                     }
@@ -247,7 +276,7 @@ impl<'a> RunningCopy<'a> {
                 drain(&mut self.lines, &mut self.output).await;
                 self.group.end(kill_after).await
             }
-            EndedBy::Watchdog(_) | EndedBy::Cancellation => {
+            EndedBy::Watchdog(_) | EndedBy::Cancellation | EndedBy::Unconnected => {
                 // Reap the agent at the same time, with a limit: it may hang in a system call.
                 let reaped = timeout(kill_after + REAP_TIMEOUT, self.agent.wait());
                 let (gone, _) = tokio::join!(self.group.end(kill_after), reaped);
@@ -400,6 +429,8 @@ struct OutputSummary {
     classifier: FailureClassifier,
     created: Option<(u64, Option<f64>)>,
     checksum: Option<(String, String)>,
+    /// Time of the report that there is no data connection.
+    unconnected_since: Option<Instant>,
 }
 
 impl OutputSummary {
@@ -408,6 +439,7 @@ impl OutputSummary {
             classifier: FailureClassifier::new(paths),
             created: None,
             checksum: None,
+            unconnected_since: None,
         }
     }
 
@@ -421,9 +453,20 @@ impl OutputSummary {
             Event::Created { bytes, rate } => self.created = Some((bytes, rate)),
             Event::Checksum { algorithm, hex } => self.checksum = Some((algorithm, hex)),
             Event::Creating | Event::Total { .. } => {}
-            Event::Other(line) => self.classifier.observe(&line),
+            Event::Other(line) => {
+                self.classifier.observe(&line);
+                if self.unconnected_since.is_none() && self.classifier.has_no_connection() {
+                    self.unconnected_since = Some(Instant::now());
+                }
+            }
         }
         None
+    }
+
+    /// Returns true if there has been no data connection for too long.
+    fn is_unconnected(&self) -> bool {
+        let since = self.unconnected_since;
+        since.is_some_and(|since| since.elapsed() >= UNCONNECTED_GRACE)
     }
 }
 
@@ -451,16 +494,20 @@ impl EndedCopy {
             }
             EndedBy::Watchdog(StopReason::Late(_)) => "stopped at its deadline".into(),
             EndedBy::Cancellation => "stopped on request".into(),
+            EndedBy::Unconnected => "stopped: no data connection was made".into(),
         };
         format!("{how}, after {:.1} s", self.elapsed.as_secs_f64())
     }
 
     fn conclude(self) -> Result<Report, TransferError> {
-        let status = match self.ended {
-            EndedBy::Itself(status) => status.map_err(|source| TransferError::Spawn {
-                program: "bbcp".into(),
-                source,
-            })?,
+        let exit = match self.ended {
+            EndedBy::Itself(status) => {
+                Exit::from(status.map_err(|source| TransferError::Spawn {
+                    program: "bbcp".into(),
+                    source,
+                })?)
+            }
+            EndedBy::Unconnected => UNCONNECTED,
             EndedBy::Watchdog(stop_reason) => {
                 let (bytes_done, bytes_total) = (self.bytes_done, self.bytes_total);
                 return Err(match stop_reason {
@@ -487,7 +534,7 @@ impl EndedCopy {
                 return Err(TransferError::STOPPED);
             }
         };
-        self.output.classifier.conclude(Exit::from(status))?;
+        self.output.classifier.conclude(exit)?;
         Ok(Report {
             bytes: self.output.created.map(|(bytes, _)| bytes),
             elapsed: self.elapsed,

@@ -1,5 +1,7 @@
 //! Facts that a file system reports.
 
+use std::net::IpAddr;
+
 use uuid::Uuid;
 
 use super::AbsolutePath;
@@ -121,4 +123,19 @@ pub enum FileKind {
     Directory,
     /// Anything else.
     Other,
+}
+
+/// Addresses that a remote host knows.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(in crate::transfer) struct HostAddresses {
+    /// Its own host name.
+    pub(in crate::transfer) own_name: Option<String>,
+    /// Address of that name there.
+    pub(in crate::transfer) own_address: Option<IpAddr>,
+    /// Address of the name that it was asked for.
+    pub(in crate::transfer) asked: Option<IpAddr>,
+    /// Address of this host in the connection of ssh.
+    pub(in crate::transfer) ssh_client: Option<IpAddr>,
+    /// Address of the remote host in that connection.
+    pub(in crate::transfer) ssh_server: Option<IpAddr>,
 }

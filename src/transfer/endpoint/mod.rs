@@ -27,7 +27,7 @@ mod temporary;
 
 pub use address::{AbsolutePath, Host, is_login};
 pub use facts::{Facts, FileKind, FileTime};
-pub(super) use facts::{Links, RootProblem};
+pub(super) use facts::{HostAddresses, Links, RootProblem};
 pub(super) use local::directory::Directory;
 pub use source::Source;
 use target::Partial;

@@ -14,10 +14,13 @@ use crate::transfer::trace::Explain;
 
 use super::link::{ClosedLink, FullLink, PausedLink};
 
+mod connection;
 mod pattern;
 mod row;
 mod table;
 
+pub(super) use connection::ListenerAddresses;
+pub use connection::{DataConnection, Unreached};
 pub(super) use pattern::{Confidence, Names, Observation};
 #[cfg(test)]
 pub(crate) use pattern::{Matcher, OutputSource};
@@ -191,6 +194,9 @@ impl PatternMatch {
     }
 }
 
+/// Name of the worker's own host in messages.
+pub(super) const THIS_HOST: &str = "this host";
+
 /// The failure to connect to a host that ssh's own output states, if any.
 pub(super) fn connection_failure(output: &str, host: &str, role: Role) -> Option<TransferError> {
     const NAMES: Names<'_> = Names {
@@ -209,6 +215,7 @@ pub(super) fn connection_failure(output: &str, host: &str, role: Role) -> Option
         copy: String::new(),
         host: host.to_owned(),
         role,
+        connection: Box::new(DataConnection::new(host, THIS_HOST)),
     }))
 }
 

@@ -9,6 +9,7 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
+use super::connection::DataConnection;
 use super::row::Role;
 
 /// Certainty with which a line states a failure.
@@ -48,6 +49,8 @@ pub(crate) struct Observation {
     pub(in crate::transfer) host: String,
     /// End that is remote.
     pub(in crate::transfer) role: Role,
+    /// Data connections of the copy.
+    pub(in crate::transfer) connection: Box<DataConnection>,
 }
 
 /// Program that prints a line.

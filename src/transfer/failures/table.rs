@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
+use super::connection::DataConnection;
 use super::pattern::{Confidence, Pattern, bbcp, exit, shell, ssh};
 use super::row::{
     BoxError, FailureRow, Interruption, PartialCopy, RetryRule, Role, Scope, Wait, failures,
@@ -18,6 +19,9 @@ use crate::transfer::id::TransferId;
 /// Limit for failures that need room on a disk, which takes longer than minutes: with the default delays it is
 /// reached after about a day.
 const STORAGE_RETRIES: u32 = 12;
+
+/// Part of bbcp's line about a data connection that was refused or not answered.
+const CONNECT: &str = " unable to connect to port ";
 
 failures! {
     // The origin.
@@ -189,9 +193,9 @@ failures! {
         message: "{host} cannot be reached; check network, firewall and port range: {line}",
         remedy: "Check network, firewall and `bbcp.port_range`.",
         suspected_by(90): |seen| { host: seen.host, line: seen.line } in [
-            bbcp("Connection refused"), bbcp("Connection timed out"),
-            bbcp("Connection reset").without(" writing to stream."), bbcp("No route to host"),
-            bbcp("Network is unreachable"), ssh("ssh: connect to host "),
+            bbcp("Connection refused").without(CONNECT), bbcp("Connection timed out").without(CONNECT),
+            bbcp("Connection reset").without(" writing to stream."), bbcp("No route to host").without(CONNECT),
+            bbcp("Network is unreachable").without(CONNECT), ssh("ssh: connect to host "),
             ssh("ssh: Could not resolve hostname "), ssh("ssh_exchange_identification: "),
             ssh("kex_exchange_identification: "), ssh("banner exchange: "),
             ssh("Connection timed out during banner exchange"), ssh("Connection closed by "),
@@ -201,14 +205,30 @@ failures! {
             ssh("Write failed: "), ssh("client_loop: "), ssh("packet_write_"),
             ssh("ssh_dispatch_run_fatal: "),
         ],
-        // If the origin is remote, bbcp prints the first of these half a minute after any failure of ssh.
-        suspected_by(210): |seen| { host: seen.host, line: seen.line } in [
-            bbcp("Accept timed out"), bbcp("Unable to allocate more than"), bbcp("Unable to connect to "),
+        // Some of the data connections were made.
+        suspected_by(203): |seen| { host: seen.host, line: seen.line } in [
+            bbcp("Unable to allocate more than ").without(" more than 0 of "),
+            bbcp("Unable to connect to ").contains("System error"),
         ],
         // A side that sees the other one go: a consequence, never the cause.
         suspected_by(230): |seen| { host: seen.host, line: seen.line } in [
             bbcp("").ends_with("Broken pipe writing to stream."),
             bbcp("").ends_with("Connection reset by peer writing to stream."),
+        ],
+    }
+    /// bbcp ran at both ends, but none of its data connections was made.
+    DataPort { connection: Box<DataConnection>, line: String } = "data_port" {
+        scope: Link, retry: General, wait: Backoff, partial: Keep,
+        message: "{connection}; `bbcp.reverse_connection`, `bbcp.no_dns` or `bbcp.port_range` may help: {line}",
+        remedy: "Open `bbcp.port_range` of the host that listens in all firewalls. If only the other direction is open, \
+            set `bbcp.reverse_connection`. If a wrong address was announced, correct the address of that host's own name, \
+            or change `bbcp.no_dns`, so that the name is announced instead of the address, or the reverse.",
+        suspected_by(205): |seen| { connection: seen.connection, line: seen.line } in [
+            bbcp("").contains(CONNECT), bbcp("Unable to connect to "),
+        ],
+        // If the origin is remote, bbcp also prints these half a minute after any failure of ssh, which is then the cause.
+        suspected_by(210): |seen| { connection: seen.connection, line: seen.line } in [
+            bbcp("Accept timed out"), bbcp("Unable to allocate more than 0 of "),
         ],
     }
     /// No port was free for the data connections.

@@ -131,6 +131,7 @@ fn every_pattern_makes_a_failure_of_its_row() {
             copy: "/d".into(),
             host: "h".into(),
             role: Role::Destination,
+            connection: Box::new(DataConnection::new("h", THIS_HOST)),
         };
         assert_eq!((pattern.failure)(observation).kind(), *kind);
     }

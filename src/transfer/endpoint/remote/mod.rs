@@ -22,6 +22,7 @@ use self::scripts::{
 };
 
 mod digest;
+mod network;
 mod parse;
 mod scripts;
 

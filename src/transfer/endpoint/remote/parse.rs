@@ -1,8 +1,10 @@
 //! Parsers for the output of scripts and programs of a remote host.
 
+use std::net::IpAddr;
+
 use crate::settings::DigestAlgorithm;
 use crate::transfer::digest::Digest;
-use crate::transfer::endpoint::{Facts, FileKind, FileTime};
+use crate::transfer::endpoint::{Facts, FileKind, FileTime, HostAddresses};
 
 /// Parses the answer of [`STAT`](super::scripts::STAT).
 pub(super) fn facts(answer: &str) -> Option<Facts> {
@@ -44,6 +46,22 @@ pub(super) fn facts(answer: &str) -> Option<Facts> {
         identity,
         names: known(names)?,
         boot: known(boot)?,
+    })
+}
+
+/// Parses the answer of [`ADDRESSES`](super::scripts::ADDRESSES).
+pub(super) fn addresses(answer: &str) -> Option<HostAddresses> {
+    let words: Vec<&str> = answer.split(' ').collect();
+    let [name, own, asked, client, server] = words.as_slice() else {
+        return None;
+    };
+    let address = |word: &str| Some(known::<IpAddr>(word)?.map(|address| address.to_canonical()));
+    Some(HostAddresses {
+        own_name: known(name)?,
+        own_address: address(own)?,
+        asked: address(asked)?,
+        ssh_client: address(client)?,
+        ssh_server: address(server)?,
     })
 }
 

@@ -165,3 +165,11 @@ pub(super) const VERSION: &str = concat!(
     say!(),
     r#"export bbcp_CONFIGFN=/dev/null; command -v "$1" >/dev/null 2>&1 || exit 69; v=$("$1" "-#" 2>&1) || { echo "$v" >&2; exit 1; }; say "$v""#
 );
+
+/// $1 a name. Answers the host's own name, its address, the address of $1, and the addresses of client and server in the
+/// connection of ssh; `-` stands for an unknown one. `getent` is not POSIX.
+pub(super) const ADDRESSES: &str = concat!(
+    say!(),
+    r#"address() { getent ahosts "$1" 2>/dev/null | { read -r a r; echo "${a:--}"; }; }; n=$(uname -n); set -- "$1" $SSH_CONNECTION; "#,
+    r#"say "${n:--} $(address "$n") $(address "$1") ${2:--} ${4:--}""#
+);
