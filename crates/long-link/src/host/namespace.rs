@@ -11,6 +11,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::thread;
 
+use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigSet, Signal};
@@ -37,17 +38,22 @@ pub(crate) fn create(host: HostName, directory: &Path) -> Result<ExitCode, Error
         | CloneFlags::CLONE_NEWUTS
         | CloneFlags::CLONE_NEWIPC
         | CloneFlags::CLONE_NEWNET;
+    // Before: the path of the running program belongs to the mounts of the machine.
+    let program = std::env::current_exe().map_err(during("find this program"))?;
     unshare(all).map_err(permission("create namespaces"))?;
     // First of all: nothing that is mounted from here on may be visible to the machine.
-    mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)
-        .map_err(permission("make the mounts private"))?;
-    let mut first = std::env::current_exe()
-        .and_then(|program| {
-            Command::new(program)
-                .args(["initialize-host", host.as_str()])
-                .arg(directory)
-                .spawn()
-        })
+    mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE).map_err(
+        |errno| match errno {
+            Errno::EINVAL => Error::Unavailable(
+                "the root directory is not a mount point, as after chroot".into(),
+            ),
+            other => permission("make the mounts private")(other),
+        },
+    )?;
+    let mut first = Command::new(program)
+        .args(["initialize-host", host.as_str()])
+        .arg(directory)
+        .spawn()
         .map_err(during("start the first process"))?;
     println!("pid {}", first.id());
     let status = first.wait().map_err(during("wait for the first process"))?;
