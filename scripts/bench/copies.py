@@ -356,7 +356,7 @@ def comparisons(quick):
         copy("copy", "as fast as memory", package, {recorded: transfer(package, recorded=True)}, alone=recorded, extra=True),
         # The rate of a link of 2 Gbit/s. Only this rate determines the time, so a difference of one percent is visible; the
         # origin is read beside the copy.
-        copy("link", "at 250 MB/s", package, {}, alone="ccat-transfer", rate="250000k", warm_ups=0),
+        copy("paced", "at 250 MB/s", package, {}, alone="ccat-transfer", rate="250000k", warm_ups=0),
         Comparison(
             "files",
             f"{files} files of 1 MB as transfers, -c 4, against as many bare bbcp{double}, four at a time",

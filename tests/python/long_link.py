@@ -8,11 +8,12 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
-from support import service
+from support import service, until
 
 # Exit code of long-link where a link is impossible.
 UNAVAILABLE = 77
@@ -166,6 +167,8 @@ class Sites:
     `bbcp` is the path of bbcp on both hosts, and `program` that of ccat-transfer.
     """
 
+    QUEUE = "ccat_buffer_data_transfer"
+
     def __init__(self, link, program, bbcp):
         self.link, self.program = link, str(program)
         self.origin, self.destination = (link.data(host) / "packages" for host in ("fyst", "koln"))
@@ -211,6 +214,32 @@ class Sites:
 
     def command(self, *arguments):
         return [self.program, "--config", "/data/config.toml", *map(str, arguments)]
+
+    def start_broker(self):
+        """Starts a Redis on fyst, which can only be reached there; returns its URL for programs of this machine."""
+        path = self.link.data("fyst") / "redis.sock"
+        options = ["--unixsocket", "/data/redis.sock", "--save", "", "--appendonly", "no", "--dir", "/data"]
+        self.link.popen_on("fyst", ["redis-server", *options], stdout=subprocess.DEVNULL)
+        url = "redis://127.0.0.1:6379/0"
+        self.settings(celery={"broker_url": url, "result_backend": url})
+        ping = lambda: self.link.run_on("fyst", ["redis-cli", "ping"], check=False).stdout
+        until(lambda: ping() == "PONG\n", "Redis answers on fyst")
+        return f"redis+socket://{path}"
+
+    def start_worker(self, concurrency):
+        """Starts a worker on fyst; returns the process. Its log is `worker.log` in /data."""
+        with open(self.link.data("fyst") / "worker.log", "ab") as log:
+            command = self.command("worker", "-Q", self.QUEUE, "-n", "fyst@%h", "-c", concurrency)
+            return self.link.popen_on("fyst", command, stdout=log, stderr=subprocess.STDOUT)
+
+    def worker_log(self):
+        return (self.link.data("fyst") / "worker.log").read_text(errors="replace")
+
+    def statuses(self):
+        """State and number of retries of each transfer."""
+        with contextlib.closing(sqlite3.connect(self.link.data("fyst") / "ops.sqlite", timeout=20)) as database:
+            rows = database.execute("SELECT id, upper(status), retry_count FROM data_transfer")
+            return {transfer: (status, retries) for transfer, status, retries in rows}
 
     def cli(self, *arguments, **options):
         """Runs ccat-transfer on fyst; returns its standard output."""

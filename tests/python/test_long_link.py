@@ -8,9 +8,10 @@ import signal
 import subprocess
 
 import pytest
+from celery import Celery
 
-from long_link import LongLink, Sites
-from support import MB, sha256, until
+from long_link import LongLink, Sites, end
+from support import MB, TRANSFER, sha256, until
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -66,10 +67,21 @@ def test_package_crosses_the_link_with_one_login(link, sites):
     before = link.sshd_logins()
     sites.cli("transfers", "run", transfer)
     assert_moved(sites, transfer, "one.tar")
-    logins = link.sshd_logins() - before
-    assert logins == 1
+    assert link.sshd_logins() - before == 1
     crossed = link.show()["hosts"]["fyst"]["sends"]["arrived_bytes"]
     assert crossed > MB, "the data take another way than the link"
+
+
+def test_worker_and_broker_run_on_a_host(link, sites):
+    url = sites.start_broker()
+    worker = sites.start_worker(2)
+    until(lambda: "worker ready" in sites.worker_log(), "the worker is ready", log=sites.worker_log)
+    transfer = sites.package("message.tar", MB)
+    with Celery(broker=url, set_as_current=False) as app:
+        app.send_task(TRANSFER, [transfer], queue=sites.QUEUE, ignore_result=True)
+    until(lambda: sites.statuses()[transfer][0] == "COMPLETED", "the transfer is COMPLETED", 40, log=sites.worker_log)
+    assert_moved(sites, transfer, "message.tar")
+    end(worker)
 
 
 def test_copy_survives_an_interruption(link, sites):
