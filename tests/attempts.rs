@@ -22,9 +22,12 @@ mod proxy;
 mod safety;
 
 use std::fs;
+use std::io::Write as _;
 use std::time::Duration;
 
 use bench::{Bench, MB};
+use ccat_transfer::settings::DigestAlgorithm;
+use ccat_transfer::transfer::digest;
 use ccat_transfer::transfer::request::{LeaseAtEnd, Success};
 use entity::Outcome;
 use rstest::rstest;
@@ -427,6 +430,64 @@ async fn copy_without_its_lease_is_not_published() {
 }
 
 /// Checks with the real program, here and over ssh, since the double's checkpoints are only a substitute.
+/// A remote end has digests of blocks only, and the origin has both: the recorded checksum is still compared.
+#[tokio::test(flavor = "multi_thread")]
+async fn large_remote_copies_are_compared_by_blocks() {
+    const SIZE: u64 = (64 << 20) + 5;
+    let mut bench = Bench::sqlite().await;
+    if !bench.by_ssh().await {
+        return;
+    }
+    bench.double(&[("ANYHOST", "1"), ("PLAN", "corrupt;ok")]);
+    let origin = bench.origin.join("large.tar");
+    let file = fs::File::create(&origin).unwrap();
+    file.set_len(SIZE).unwrap();
+    let mut file = &file;
+    file.write_all(b"begin").unwrap();
+    let reading = fs::File::open(&origin).unwrap();
+    let digest = digest::of(DigestAlgorithm::Sha256, None, reading, |_| true).unwrap();
+    let checksum = digest.whole.unwrap().to_string();
+
+    let id = bench.transfer("large.tar", None).await;
+    let failed = bench.attempt(id).await.failed();
+    assert_eq!(failed.error.code(), "checksum_mismatch", "{failed:?}");
+    assert!(
+        failed.error.to_string().contains(" in bytes "),
+        "{failed:?}"
+    );
+    bench.forget_delay(id).await;
+    bench.attempt(id).await.done();
+    let detail = bench.db.repository.show(id).await.unwrap().unwrap();
+    let digests = detail
+        .attempts
+        .iter()
+        .map(|attempt| attempt.digest.as_ref());
+    assert!(
+        digests.flatten().any(|digest| *digest == checksum),
+        "{detail:?}"
+    );
+
+    // The copy exists now.
+    for (recorded, expected) in [
+        (checksum, None),
+        (format!("sha256:{}", "0".repeat(64)), Some("origin_corrupt")),
+    ] {
+        let id = bench.transfer("large.tar", Some(recorded)).await;
+        let ended = bench.attempt(id).await;
+        match expected {
+            None => assert!(matches!(ended.done(), Success::AlreadyThere(_))),
+            Some(code) => assert_eq!(ended.code(), code),
+        }
+    }
+    let copy = fs::OpenOptions::new()
+        .write(true)
+        .open(bench.destination.join("large.tar"))
+        .unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&copy, b"x", SIZE - 1).unwrap();
+    let id = bench.again("large.tar").await;
+    assert_eq!(bench.attempt(id).await.code(), "destination_exists");
+}
+
 #[rstest]
 #[case::here(false)]
 #[case::there(true)]
