@@ -79,7 +79,7 @@ enum Command {
     /// Set up and check the operations database.
     #[command(subcommand)]
     Db(db::DbCommand),
-    /// See, limit, pause and resume the links between sites.
+    /// See, measure, limit, pause and resume the links between sites.
     #[command(subcommand)]
     Links(links::LinksCommand),
     /// Find, understand and change transfers.

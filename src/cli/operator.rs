@@ -1,4 +1,6 @@
-//! The operator and the reason of an action, which are recorded with it.
+//! The operator of an action, with the reason, which are recorded with it, and the confirmation.
+
+use std::io::{IsTerminal as _, Write as _};
 
 use nix::unistd::{Uid, User};
 
@@ -31,6 +33,28 @@ pub(super) fn validated_reason(reason: &str) -> Result<String, CliError> {
         )));
     }
     Ok(reason.to_owned())
+}
+
+/// Returns true if a person can answer a question.
+pub(super) fn can_ask() -> bool {
+    std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
+}
+
+/// Asks on the terminal. Returns true if the answer is yes.
+pub(super) async fn is_confirmed(what: &str) -> Result<bool, CliError> {
+    eprint!("{what}? [y/N] ");
+    // A terminal that shows no question gives no answer either, which is reported.
+    let _ = std::io::stderr().flush();
+    let read = tokio::task::spawn_blocking(|| {
+        let mut line = String::new();
+        std::io::stdin().read_line(&mut line).map(|_| line)
+    });
+    let line = match read.await {
+        Ok(Ok(line)) => line,
+        Ok(Err(error)) => return Err(CliError::failed(format!("no answer: {error}"))),
+        Err(error) => return Err(CliError::failed(format!("no answer: {error}"))),
+    };
+    Ok(matches!(line.trim(), "y" | "Y" | "yes"))
 }
 
 #[cfg(test)]

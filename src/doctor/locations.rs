@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use entity::StorageType;
 use futures_util::future::{OptionFuture, join_all};
 use humansize::{BINARY, format_size};
 
 use super::database::compare_clocks;
+use super::tcp_buffers::{CheckedLink, check_tcp_buffers};
 use super::{Check, Doctor, Finding, Outcome, Verdict};
 use crate::advice;
 use crate::clock;
@@ -16,9 +16,9 @@ use crate::settings::{DigestAlgorithm, LinkSettings};
 use crate::transfer::digest;
 use crate::transfer::endpoint::Remote;
 use crate::transfer::failures::{Role, TransferError};
-use crate::transfer::inspection::{LocationProbe, bbcp_version};
+use crate::transfer::inspection::{LocationProbe, bbcp_version, is_disk_at};
 use crate::transfer::link::LinkName;
-use crate::transfer::repository::{LocationMap, LocationRecord};
+use crate::transfer::repository::LocationMap;
 
 /// The only transfer method of this program.
 const METHOD: &str = "bbcp";
@@ -33,6 +33,8 @@ struct CheckedHost {
     /// Command that starts bbcp there.
     program: String,
     digest: Option<DigestAlgorithm>,
+    /// Links between this host and that one.
+    links: Vec<CheckedLink>,
     places: Vec<NamedDirectory>,
 }
 
@@ -59,6 +61,7 @@ impl Doctor {
             Check::Ssh,
             Check::RemoteBbcp,
             Check::Digest,
+            Check::TcpBuffers,
             Check::Origin,
             Check::Space,
             Check::Write,
@@ -123,6 +126,11 @@ impl Doctor {
                         known.remote = host.remote;
                         known.program = host.program;
                         known.digest = host.digest;
+                        for link in host.links {
+                            if !known.links.iter().any(|known| known.name == link.name) {
+                                known.links.push(link);
+                            }
+                        }
                         for named in host.places {
                             let is_known = known.places.iter().any(|there| {
                                 there.name == named.name && there.place.role() == named.place.role()
@@ -179,7 +187,7 @@ impl Doctor {
             (Role::Origin, &link.origin),
             (Role::Destination, &link.destination),
         ] {
-            for location in map.locations.iter().filter(|l| is_at(l, site)) {
+            for location in map.locations.iter().filter(|l| is_disk_at(l, site)) {
                 match LocationProbe::new(role, location, &settings.ssh, &self.hosts) {
                     Ok(place) => ends.push(NamedDirectory {
                         name: format!("{site}/{}", location.name),
@@ -216,6 +224,11 @@ impl Doctor {
                     remote: end.place.remote().cloned(),
                     program: settings.bbcp.remote_program.display().to_string(),
                     digest: Some(settings.digest),
+                    links: vec![CheckedLink {
+                        name: link.to_string(),
+                        is_push: end.place.role() == Role::Destination,
+                        bbcp: settings.bbcp.clone(),
+                    }],
                     places: Vec::new(),
                 };
                 let key = key(&end.place, &settings);
@@ -249,7 +262,13 @@ impl Doctor {
             findings.extend(ssh);
             if is_closed {
                 let why = "ssh cannot log in";
-                for check in [Check::Clock, Check::RemoteBbcp, Check::Digest] {
+                let of_host = [
+                    Check::Clock,
+                    Check::RemoteBbcp,
+                    Check::Digest,
+                    Check::TcpBuffers,
+                ];
+                for check in of_host {
                     findings.extend(self.skipped(check, name.clone(), why));
                 }
                 for named in &host.places {
@@ -286,12 +305,14 @@ impl Doctor {
             }
         });
         let bbcp = self.check_remote_bbcp(remote, &host.program, version);
-        let (clock, bbcp, digest) = tokio::join!(
+        let buffers = check_tcp_buffers(remote, &host.links);
+        let (clock, bbcp, digest, buffers) = tokio::join!(
             OptionFuture::from(clock.map(|work| self.check(Check::Clock, name(), work))),
             self.check(Check::RemoteBbcp, name(), bbcp),
             OptionFuture::from(digest.map(|work| self.check(Check::Digest, name(), work))),
+            self.check(Check::TcpBuffers, name(), buffers),
         );
-        [clock.flatten(), bbcp, digest.flatten()]
+        [clock.flatten(), bbcp, digest.flatten(), buffers]
             .into_iter()
             .flatten()
             .collect()
@@ -359,12 +380,6 @@ impl Doctor {
     }
 }
 
-fn is_at(location: &LocationRecord, site: &str) -> bool {
-    location.active
-        && location.storage_type.means(StorageType::Disk)
-        && location.site.as_ref().is_some_and(|s| s.short_name == site)
-}
-
 fn key(place: &LocationProbe, settings: &LinkSettings) -> String {
     match place.remote() {
         None => String::new(),
@@ -404,6 +419,6 @@ async fn check_writing(named: &NamedDirectory) -> Outcome {
 }
 
 /// Converts an error to a finding, with the explanation and the remedy that a worker would report.
-fn failed(error: &TransferError) -> Outcome {
+pub(super) fn failed(error: &TransferError) -> Outcome {
     Outcome::red(advice::explanation(error), advice::remedy(error.kind()))
 }

@@ -22,6 +22,7 @@ mod locations;
 mod redis_broker;
 mod scheduled;
 mod services;
+mod tcp_buffers;
 
 /// Maximum number of concurrent checks.
 const MAX_CONCURRENT_CHECKS: usize = 8;
@@ -73,6 +74,8 @@ pub(crate) enum Check {
     RemoteBbcp,
     /// The program for digests on other hosts.
     Digest,
+    /// The kernels' TCP buffers are large enough for the links to other hosts.
+    TcpBuffers,
     /// Origins can be read.
     Origin,
     /// Destinations have enough free space.

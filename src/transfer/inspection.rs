@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use entity::StorageType;
 use tokio::time::timeout;
 use uuid::Uuid;
 
@@ -24,7 +25,14 @@ const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Id in the temporary names of the checks. No transfer has this id, so the removal of leftovers never removes the file
 /// of a check, and a check never removes the file of a transfer.
-const NO_TRANSFER: TransferId = TransferId::new(0);
+pub(super) const NO_TRANSFER: TransferId = TransferId::new(0);
+
+/// Returns true for an active location of a site that is a directory on a disk.
+pub(crate) fn is_disk_at(location: &LocationRecord, site: &str) -> bool {
+    location.active
+        && location.storage_type.means(StorageType::Disk)
+        && location.site.as_ref().is_some_and(|s| s.short_name == site)
+}
 
 /// Directory of a location, as one end of a link.
 #[derive(Debug, Clone)]
@@ -116,8 +124,8 @@ impl LocationProbe {
         removed
     }
 
-    /// Target of a copy that is never made.
-    fn probe_target(&self) -> Result<Target, TransferError> {
+    /// Target of a copy that is never published.
+    pub(super) fn probe_target(&self) -> Result<Target, TransferError> {
         let name = TemporaryName::new(NO_TRANSFER, AttemptNumber::ZERO, Uuid::new_v4());
         let path = self.root.join(&name.to_string());
         let path = path.map_err(|problem| TransferError::BadPath {

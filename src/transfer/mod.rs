@@ -31,6 +31,7 @@ pub(crate) mod inspection;
 pub mod lease;
 mod lease_renewer;
 pub mod link;
+pub(crate) mod link_probe;
 pub mod plan;
 pub mod repository;
 pub mod request;

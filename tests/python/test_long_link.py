@@ -3,6 +3,7 @@
 The round trip is mostly 40 ms here, so that the tests are quick; scripts/bench.sh measures the real distance.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -201,3 +202,69 @@ def test_missing_rights_are_reported(long_link_program):
     )
     assert done.returncode == 77
     assert "long-link: no long link is possible here: " in done.stderr
+
+
+def probe(link, sites, *arguments, check=True):
+    return link.run_on("fyst", sites.command("links", "probe", *arguments), check=check)
+
+
+def files(link):
+    """All files of both hosts that a trial could leave, and the time stamps of the origin's."""
+    found = set()
+    for host in ("fyst", "koln"):
+        found |= {(host, str(path.relative_to(link.data(host)))) for path in link.data(host).rglob("*") if "ops.sqlite" not in path.name and path.name != "logs"}
+        found |= {(host, name) for name in link.run_on(host, ["sh", "-c", "ls -d /tmp/.ccat-transfer-* 2>/dev/null; true"]).stdout.split()}
+    return found
+
+
+@pytest.mark.parametrize("ends", [("ccat", "cologne"), ("cologne", "ccat")])
+def test_probe_measures_a_link_and_leaves_nothing(link, sites, ends):
+    sites.settings(bbcp={"reverse_connection": False, "no_dns": True, "port_range": "", "streams": 3, "window": "2m", "max_rate": ""})
+    before = files(link)
+    found = json.loads(probe(link, sites, *ends, "--yes", "--size", 3 * MB, "--json").stdout)
+    assert found["link"] == dict(zip(("origin", "destination"), ends))
+    assert set(found["hosts"]) == {"this host", "koln"}
+    assert 0.04 <= found["round_trip_s"] < 0.2
+    for end, host in zip(("origin", "destination"), ("fyst", "koln") if ends[0] == "ccat" else ("koln", "fyst")):
+        limits = link.run_on(host, ["cat", "/proc/sys/net/ipv4/tcp_rmem", "/proc/sys/net/ipv4/tcp_wmem"]).stdout.split()
+        assert found["kernel"][end]["tcp_rmem"] + found["kernel"][end]["tcp_wmem"] == [int(word) for word in limits]
+    assert [(trial["streams"], trial["bytes"]) for trial in found["trials"]] == [(1, 3 * MB), (3, 3 * MB)]
+    assert all(trial["rate_bytes_per_s"] > 0 for trial in found["trials"])
+    assert found["settings"].startswith(f'[[routes]]\norigin = "{ends[0]}"\ndestination = "{ends[1]}"\nbbcp = {{ streams = ')
+    assert files(link) == before
+
+
+def test_probe_ends_after_its_time(link, sites):
+    sites.settings(bbcp={"reverse_connection": False, "port_range": "", "max_rate": "1m"})
+    before = files(link)
+    found = json.loads(probe(link, sites, "ccat", "cologne", "--yes", "--duration", "2s", "--json").stdout)
+    assert all(trial["bytes"] < 100 * MB for trial in found["trials"])
+    assert found["expected_rate_bytes_per_s"] == MB
+    assert files(link) == before
+
+
+def test_probe_asks_and_can_be_refused(link, sites):
+    sites.settings(bbcp={"reverse_connection": False, "port_range": "", "max_rate": ""})
+    before = files(link)
+    unasked = probe(link, sites, "ccat", "cologne", check=False)
+    assert (unasked.returncode, "add --yes" in unasked.stderr) == (6, True), unasked.stderr
+    unknown = probe(link, sites, "ccat", "colonge", "--yes", check=False)
+    assert (unknown.returncode, "the nearest one is `cologne`" in unknown.stderr) == (3, True)
+    link.set(blocked="5031-5039")
+    sites.settings(bbcp={"port_range": "5031:5039"})
+    closed = probe(link, sites, "ccat", "cologne", "--yes", check=False)
+    assert (closed.returncode, "could not connect to bbcp's data port 5031 at koln" in closed.stderr) == (1, True), closed.stderr
+    assert files(link) == before
+
+
+def test_doctor_compares_the_buffers_with_the_link(link, sites):
+    """2 streams of 4 MiB are too few for 240 ms; 64 are enough."""
+    link.set(delay="120ms")
+    for streams, window, verdict in [(2, "=1m", "yellow"), (64, "=4m", "green")]:
+        sites.settings(bbcp={"streams": streams, "window": window, "max_rate": ""})
+        checks = json.loads(link.run_on("fyst", sites.command("doctor", "--json"), check=False).stdout)["checks"]
+        (found,) = [check for check in checks if check["check"] == "tcp_buffers"]
+        assert (found["subject"], found["verdict"]) == ("koln", verdict), found
+        assert "ccat → cologne: " in found["found"] and "at 1 Gbit/s (assumed" in found["found"]
+        assert ("net.ipv4.tcp_wmem on this host" in (found["advice"] or "")) == (verdict == "yellow")
+    sites.settings(bbcp={"streams": 4, "window": "8m"})

@@ -1,13 +1,12 @@
 //! `transfers retry`, `cancel` and `fail`.
 
-use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use clap::Args;
 use entity::Action;
 use serde::Serialize;
 
-use super::super::operator::{operator, validated_reason};
+use super::super::operator::{can_ask, is_confirmed, operator, validated_reason};
 use super::super::{CliError, Context, NOT_FOUND, output};
 use super::selection::Filters;
 use super::{clean, list};
@@ -251,7 +250,7 @@ async fn confirm(
     chosen: &[TransferSummary],
 ) -> Result<(), CliError> {
     let what = format!("{} {} transfer(s)", action.as_str(), chosen.len());
-    if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+    if !can_ask() {
         return Err(CliError::refused(format!(
             "{what}, chosen by filters: there is no terminal to confirm it; look with --dry-run, then add --yes"
         )));
@@ -262,22 +261,9 @@ async fn confirm(
     if chosen.len() > shown.len() {
         eprintln!("… and {} more", chosen.len() - shown.len());
     }
-    eprint!("{what}? [y/N] ");
-    // A terminal that shows no question gives no answer either, which is reported.
-    let _ = std::io::stderr().flush();
-    let read = tokio::task::spawn_blocking(|| {
-        let mut line = String::new();
-        std::io::stdin().read_line(&mut line).map(|_| line)
-    });
-    let line = match read.await {
-        Ok(Ok(line)) => line,
-        Ok(Err(error)) => return Err(CliError::failed(format!("no answer: {error}"))),
-        Err(error) => return Err(CliError::failed(format!("no answer: {error}"))),
-    };
-    if matches!(line.trim(), "y" | "Y" | "yes") {
-        Ok(())
-    } else {
-        Err(CliError::refused("not confirmed; nothing was changed"))
+    match is_confirmed(&what).await? {
+        true => Ok(()),
+        false => Err(CliError::refused("not confirmed; nothing was changed")),
     }
 }
 

@@ -22,6 +22,7 @@ use crate::transfer::id::{AttemptNumber, TransferId};
 mod from_rows;
 mod local_host;
 mod paths;
+mod trial;
 
 pub use from_rows::PlanInput;
 pub(super) use from_rows::file_settings;

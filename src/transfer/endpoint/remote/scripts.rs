@@ -173,3 +173,22 @@ pub(super) const ADDRESSES: &str = concat!(
     r#"address() { getent ahosts "$1" 2>/dev/null | { read -r a r; echo "${a:--}"; }; }; n=$(uname -n); set -- "$1" $SSH_CONNECTION; "#,
     r#"say "${n:--} $(address "$n") $(address "$1") ${2:--} ${4:--}""#
 );
+
+/// Names below /proc/sys. Answers each with its value.
+pub(super) const KERNEL: &str = concat!(
+    say!(),
+    r#"for f; do say "$f $(cat "/proc/sys/$f" 2>/dev/null)"; done"#
+);
+
+/// $1 name, $2 size. Makes a sparse file in a new directory, and answers its path.
+pub(super) const MAKE_TRIAL: &str = concat!(
+    say!(),
+    r#"umask 077; d=${TMPDIR:-/tmp}/$1.d; mkdir "$d" 2>/dev/null || test -O "$d" || exit 1; test -L "$d" && exit 1; "#,
+    r#"e=$(dd if=/dev/null of="$d/$1" bs=1 count=0 seek="$2" 2>&1) || { rm -f "$d/$1"; rmdir "$d"; echo "$e" >&2; exit 1; }; say "$d/$1""#
+);
+
+/// $1 name. Removes the file of [`MAKE_TRIAL`].
+pub(super) const REMOVE_TRIAL: &str = concat!(
+    say!(),
+    r#"d=${TMPDIR:-/tmp}/$1.d; if test -d "$d" && ! test -L "$d"; then rm -f "$d/$1" && rmdir "$d" || exit 1; fi; say removed"#
+);

@@ -1,4 +1,4 @@
-//! `links`: see, limit, pause and resume the links between sites.
+//! `links`: see, measure, limit, pause and resume the links between sites.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -13,6 +13,8 @@ use super::{CliError, Context, output};
 use crate::settings::LinkSettings;
 use crate::transfer::link::{Capacity, Link, LinkName, Window, nearest};
 use crate::transfer::repository::{LinkChange, LinkError, Repository, Traffic};
+
+mod probe;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum LinksCommand {
@@ -35,6 +37,7 @@ pub(super) enum LinksCommand {
     },
     /// Resume a link: copies start again.
     Resume(Name),
+    Probe(probe::Probe),
 }
 
 /// A link, by its sites.
@@ -111,6 +114,7 @@ pub(super) async fn run(context: &Context, command: LinksCommand) -> Result<Exit
             let name = known(&repository, name).await?;
             show(context, &repository, &name).await?;
         }
+        LinksCommand::Probe(probe) => return probe::run(context, &repository, probe).await,
         LinksCommand::Set(set) => self::set(context, &repository, set).await?,
         LinksCommand::Pause { name, reason, now } => {
             let name = known(&repository, name).await?;
