@@ -4,7 +4,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use ccat_transfer::transfer::endpoint::FileKind;
+use ccat_transfer::transfer::endpoint::{FileKind, ReadOptions};
 use rstest::rstest;
 
 use crate::bench::{Bench, SIZE};
@@ -136,7 +136,14 @@ async fn every_posix_shell_works(
     let name = earlier.temporary();
     assert_eq!(target.begin_partial(Some(name)).await.unwrap(), 3);
     assert_eq!(target.leftover_size(target.temporary()).await.unwrap(), 3);
+    let growing = ReadOptions {
+        size: 3,
+        is_growing: true,
+        ..READ_OPTIONS
+    };
+    let digest = target.digest_temporary(growing).await.unwrap().whole;
     target.publish().await.unwrap();
+    assert_eq!(target.digest(READ_OPTIONS).await.unwrap().whole, digest);
     target.remove_leftover(name).await.unwrap();
     assert_eq!(target.inspect().await.unwrap().unwrap().size, 3);
     let directory = bench.path("destination/a/b c");

@@ -125,10 +125,10 @@ pub(super) const ADOPT: &str = concat!(
     r#"if test -n "$e"; then mv "./$e" "./$2" || exit 1; fi; n=0; if plain "./$2"; then set -- $(ls -lnd "./$2"); n=$5; fi; say "$n""#
 );
 
-/// $1 directory, $2 transfer id. Lists the transfer's temporaries.
+/// $1 directory, $2 transfer id. Lists the transfer's temporaries. The directory may be made at the same time.
 pub(super) const LIST: &str = concat!(
     say!(),
-    r#"cd "$1" 2>/dev/null || { test -e "$1" && exit 77; exit 0; }; for f in .ccat-transfer-"$2"-*.part .ccat-transfer-"$2"-*.ckpt; do if test -e "$f" || test -L "$f"; then say "$f"; fi; done; exit 0"#
+    r#"cd "$1" 2>/dev/null || { test -e "$1" && ! test -x "$1" && exit 77; exit 0; }; for f in .ccat-transfer-"$2"-*.part .ccat-transfer-"$2"-*.ckpt; do if test -e "$f" || test -L "$f"; then say "$f"; fi; done; exit 0"#
 );
 
 /// $1 path, $2 `keep` if a symbolic link must not be followed, $3 number of bytes that the file must have, $4 number of
