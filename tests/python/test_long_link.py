@@ -243,6 +243,19 @@ def test_probe_ends_after_its_time(link, sites):
     assert files(link) == before
 
 
+def test_probe_that_is_interrupted_leaves_nothing(link, sites):
+    sites.settings(bbcp={"reverse_connection": False, "port_range": "", "max_rate": "1m"})
+    before = files(link)
+    command = sites.command("links", "probe", "ccat", "cologne", "--yes")
+    process = link.popen_on("fyst", command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    trials = link.data("koln").glob
+    until(lambda: [path for path in trials(".ccat-transfer-0-0-*") if path.stat().st_size], "a trial copies")
+    link.run_on("fyst", ["pkill", "-INT", "-x", "ccat-transfer"])
+    output, _ = process.communicate(timeout=30)
+    assert (process.returncode, "the copy was stopped" in output) == (1, True), output
+    assert files(link) == before
+
+
 def test_probe_asks_and_can_be_refused(link, sites):
     sites.settings(bbcp={"reverse_connection": False, "port_range": "", "max_rate": ""})
     before = files(link)

@@ -117,7 +117,7 @@ mod tests {
     #[case::slow_link(240, 5e6, 5.1e6, 16, 4, "1m")]
     #[case::near(1, 400e6, 900e6, 16, 5, "1m")]
     #[case::lossy(240, 1e5, 64e5, 64, 64, "1m")]
-    #[case::nothing_measured(240, 0.0, 0.0, 16, 64, "1m")]
+    #[case::nothing_measured(240, 0.0, 0.0, 16, 4, "1m")]
     #[case::only_one(240, 16e6, 16e6, 1, 16, "4m")]
     fn settings_follow_from_the_rates(
         #[case] round_trip_ms: u64,
