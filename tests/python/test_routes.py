@@ -52,7 +52,7 @@ def toml(value):
     ("tasks.unnamed", PATTERN),
     ("other.task", DEFAULT),
     ("other.exchange", BOUND),
-])
+], ids=["by its name", "by a pattern", "by default", "by an exchange"])  # The queues have random names.
 def test_a_callback_goes_to_the_queue_of_its_route(workers, kind, task, queue):
     callback = workers.app.signature(task)
     workers.send(kind, "echo", 5, link=callback)
