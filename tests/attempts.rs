@@ -429,7 +429,6 @@ async fn copy_without_its_lease_is_not_published() {
     assert!(bench.leftovers().0.is_empty());
 }
 
-/// Checks with the real program, here and over ssh, since the double's checkpoints are only a substitute.
 /// A remote end has digests of blocks only, and the origin has both: the recorded checksum is still compared.
 #[tokio::test(flavor = "multi_thread")]
 async fn large_remote_copies_are_compared_by_blocks() {
@@ -488,6 +487,7 @@ async fn large_remote_copies_are_compared_by_blocks() {
     assert_eq!(bench.attempt(id).await.code(), "destination_exists");
 }
 
+/// Checks with the real program, here and over ssh, since the double's checkpoints are only a substitute.
 #[rstest]
 #[case::here(false)]
 #[case::there(true)]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use ccat_transfer::settings::{self, LinkSettings};
 use ccat_transfer::transfer::bbcp::{self, CopyProgress, Report};
-use ccat_transfer::transfer::failures::TransferError;
+use ccat_transfer::transfer::failures::{Role, TransferError};
 use ccat_transfer::transfer::id::AttemptNumber;
 use ccat_transfer::transfer::plan::{
     Attempt, Hosts, LocalHost, Location, Package, Plan, PlanInput, plan,
@@ -65,6 +65,14 @@ impl Bench {
         };
         bench.knobs(knobs);
         bench
+    }
+
+    /// Puts one end on another host.
+    pub(crate) fn put(&mut self, role: Role, host: &'static str) {
+        match role {
+            Role::Origin => self.origin_host = Some(host),
+            Role::Destination => self.destination_host = Some(host),
+        }
     }
 
     /// Sets the knobs of the double (without their prefix).

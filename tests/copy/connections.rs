@@ -72,7 +72,13 @@ async fn an_unreachable_host_is_tried_once_at_a_time() {
 #[tokio::test]
 async fn a_lost_connection_is_made_again(#[values(false, true)] during_a_request: bool) {
     let mut bench = recorded("");
-    bench.link.ssh.sha256_command = vec!["sh".into(), "-c".into(), "sleep 0.5; sha256sum".into()];
+    let (started, go) = (bench.path("started"), bench.path("go"));
+    let script = format!(
+        ": >'{}'; until test -e '{}'; do sleep 0.02; done; sha256sum",
+        started.display(),
+        go.display()
+    );
+    bench.link.ssh.sha256_command = vec!["sh".into(), "-c".into(), script];
     let target = bench.plan().target;
     fs::write(target.path().as_path(), "content").unwrap();
     target.inspect().await.unwrap();
@@ -80,12 +86,15 @@ async fn a_lost_connection_is_made_again(#[values(false, true)] during_a_request
     let digest = async { target.digest(READ_OPTIONS).await.unwrap() };
     let digest = if during_a_request {
         let losing = async {
-            tokio::time::sleep(Duration::from_millis(250)).await;
+            eventually("the digest runs", || started.exists()).await;
             lose();
+            eventually("a second login", || logins(&bench).len() == 2).await;
+            fs::write(&go, "").unwrap();
         };
         tokio::join!(digest, losing).0
     } else {
         lose();
+        fs::write(&go, "").unwrap();
         digest.await
     };
     assert!(digest.whole.is_some());
@@ -140,8 +149,9 @@ async fn many_copies_use_further_connections() {
             .map(|(plan, log)| bbcp::copy(plan, log, &bench.cancel, &bench.progress)),
     );
     let stopping = async {
-        eventually("two logins", || logins(&bench).len() == 2).await;
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        let record = || fs::read_to_string(bench.path("record")).unwrap_or_default();
+        eventually("all copies run", || record().lines().count() == 11).await;
+        assert_eq!(logins(&bench).len(), 2);
         bench.cancel.cancel();
     };
     let (results, ()) = timeout(Duration::from_secs(30), async {

@@ -12,6 +12,7 @@
 
 mod bench;
 mod connections;
+mod digests;
 #[path = "../support/double.rs"]
 mod double;
 mod durable;

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
-use ccat_transfer::transfer::failures::TransferError;
+use ccat_transfer::transfer::failures::{Role, TransferError};
 use rstest::rstest;
 use tokio::time::timeout;
 
@@ -206,24 +206,14 @@ async fn failures_are_classified(#[case] entry: &str, #[case] code: &str) {
     assert_eq!(living(bench.group().await), Vec::<String>::new());
 }
 
-#[rstest]
-#[case::refused("refused", "network")]
-#[case::unresolved("noresolve", "network")]
-#[case::login("auth", "ssh_denied")]
-#[case::host_key("hostkey", "ssh_host_key")]
-#[case::no_bbcp("nobbcp", "remote_program_missing")]
-#[case::no_ssh("nossh", "program_missing")]
-#[case::banner("banner", "remote_died")]
-#[case::remote_crash("segv-remote@30%", "remote_died")]
-#[case::streams("streams:2", "network")]
-#[tokio::test]
-async fn failures_of_a_push_are_classified(#[case] entry: &str, #[case] code: &str) {
+/// Returns the failure of a copy to or from another host.
+async fn failure_between_hosts(role_of_other: Role, entry: &str) -> (&'static str, String) {
     let mut bench = behind("", "sh");
     bench.knobs(&[("PLAN", entry), ("ANYHOST", "1"), ("ACCEPT", "0.1")]);
-    bench.destination_host = Some(FAR);
+    bench.put(role_of_other, FAR);
     let result = timeout(LIMIT, bench.copy(&bench.plan())).await.unwrap();
     let error = result.unwrap_err();
-    assert_eq!(error.code(), code, "{error}\n{}", bench.log());
+    (error.code(), format!("{error}\n{}", bench.log()))
 }
 
 /// With a remote origin bbcp prints the lines of a closed data port after any failure of ssh.
@@ -234,15 +224,29 @@ async fn failures_of_a_push_are_classified(#[case] entry: &str, #[case] code: &s
 #[case::host_key("hostkey", "ssh_host_key")]
 #[case::no_bbcp("nobbcp", "remote_program_missing")]
 #[case::no_ssh("nossh", "program_missing")]
-#[case::data_port("unreached", "data_port")]
 #[tokio::test]
-async fn failures_of_a_pull_are_classified(#[case] entry: &str, #[case] code: &str) {
-    let mut bench = behind("", "sh");
-    bench.knobs(&[("PLAN", entry), ("ANYHOST", "1"), ("ACCEPT", "0.1")]);
-    bench.origin_host = Some(FAR);
-    let result = timeout(LIMIT, bench.copy(&bench.plan())).await.unwrap();
-    let error = result.unwrap_err();
-    assert_eq!(error.code(), code, "{error}\n{}", bench.log());
+async fn failures_of_ssh_are_classified(
+    #[case] entry: &str,
+    #[case] code: &str,
+    #[values(Role::Origin, Role::Destination)] remote: Role,
+) {
+    let (found, text) = failure_between_hosts(remote, entry).await;
+    assert_eq!(found, code, "{text}");
+}
+
+#[rstest]
+#[case::banner(Role::Destination, "banner", "remote_died")]
+#[case::remote_crash(Role::Destination, "segv-remote@30%", "remote_died")]
+#[case::streams(Role::Destination, "streams:2", "network")]
+#[case::data_port(Role::Origin, "unreached", "data_port")]
+#[tokio::test]
+async fn failures_between_hosts_are_classified(
+    #[case] remote: Role,
+    #[case] entry: &str,
+    #[case] code: &str,
+) {
+    let (found, text) = failure_between_hosts(remote, entry).await;
+    assert_eq!(found, code, "{text}");
 }
 
 /// The error names the end that listens, its port, the announced address and why that is not reached. A bbcp that does
@@ -289,11 +293,14 @@ async fn a_closed_data_port_is_explained(
         "unreached"
     };
     bench.knobs(&[("PLAN", plan), ("ANYHOST", "1"), ("ACCEPT", "0.1")]);
-    *(if is_pull {
-        &mut bench.origin_host
-    } else {
-        &mut bench.destination_host
-    }) = Some(FAR);
+    bench.put(
+        if is_pull {
+            Role::Origin
+        } else {
+            Role::Destination
+        },
+        FAR,
+    );
     let error = timeout(LIMIT, bench.copy(&bench.plan()))
         .await
         .unwrap()
