@@ -15,6 +15,7 @@ pub(crate) mod clock;
 pub(crate) mod doctor;
 pub mod faults;
 pub mod heartbeats;
+pub mod lines;
 pub mod manager;
 pub mod metrics;
 pub mod notify;

@@ -170,8 +170,7 @@ impl Doctor {
     /// Creates the checks for the host with this name.
     #[must_use]
     pub(crate) fn new(settings: Arc<Settings>, host: String, options: DoctorOptions) -> Self {
-        let further = settings.transfer.local_hosts.iter().map(String::as_str);
-        let hosts = Hosts::new(LocalHost::new(&host, further));
+        let hosts = Hosts::new(LocalHost::of_settings(&host, &settings.transfer));
         Self {
             settings,
             host,

@@ -86,14 +86,14 @@ impl LocationProbe {
     /// be reached.
     pub(crate) async fn readable(&self) -> Result<(), TransferError> {
         let path = || self.root.to_string();
-        if let Some(problem) = self.endpoint.root_problem(&self.root).await? {
+        let (problem, found) = tokio::join!(
+            self.endpoint.root_problem(&self.root),
+            self.endpoint.stat(self.role, &self.root, Links::Follow),
+        );
+        if let Some(problem) = problem? {
             return Err(problem.of(&self.root));
         }
-        let found = self
-            .endpoint
-            .stat(self.role, &self.root, Links::Follow)
-            .await?;
-        match found {
+        match found? {
             Some(facts) if facts.readable => Ok(()),
             _ => Err(TransferError::OriginUnreadable {
                 path: path(),

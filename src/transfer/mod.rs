@@ -39,6 +39,5 @@ pub mod retry;
 pub(crate) mod routing;
 pub mod schema;
 pub mod service;
-mod ssh;
 pub mod topology;
 pub(crate) mod trace;

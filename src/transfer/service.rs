@@ -28,8 +28,7 @@ impl TransferService {
     /// Creates a service that acquires leases as `owner`.
     #[must_use]
     pub fn new(repository: Repository, settings: Arc<Settings>, owner: Owner) -> Self {
-        let further = settings.transfer.local_hosts.iter().map(String::as_str);
-        let hosts = Hosts::new(LocalHost::new(&owner.host, further));
+        let hosts = Hosts::new(LocalHost::of_settings(&owner.host, &settings.transfer));
         Self {
             repository,
             settings,

@@ -62,14 +62,7 @@ fn local_size(
     let Some(disk) = &at.disk else {
         return Ok(None);
     };
-    let further = context
-        .settings
-        .transfer
-        .local_hosts
-        .iter()
-        .map(String::as_str);
-    let own = host();
-    let here = LocalHost::new(&own, further);
+    let here = LocalHost::of_settings(&host(), &context.settings.transfer);
     if disk
         .host
         .as_deref()

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use tokio::time::timeout;
 
 use super::AttemptRun;
@@ -43,20 +44,22 @@ impl AttemptRun<'_> {
     /// use such files. Files that cannot be removed now do not prevent the copy.
     pub(super) async fn remove_earlier_files(&self, plan: &Plan, spared: Option<TemporaryName>) {
         let removing = async {
-            for name in plan.target.temporaries().await? {
-                if name != plan.target.temporary() && Some(name) != spared {
-                    plan.target.remove_leftover(name).await?;
-                    tracing::info!(
-                        data_transfer_id = self.request.id.get(),
-                        temporary = %name,
-                        "temporary file of an earlier attempt removed"
-                    );
-                }
-            }
-            Ok::<_, TransferError>(())
+            let names = plan.target.temporaries().await?.into_iter();
+            let obsolete =
+                names.filter(|name| *name != plan.target.temporary() && Some(*name) != spared);
+            try_join_all(obsolete.map(async |name| {
+                plan.target.remove_leftover(name).await?;
+                tracing::info!(
+                    data_transfer_id = self.request.id.get(),
+                    temporary = %name,
+                    "temporary file of an earlier attempt removed"
+                );
+                Ok::<_, TransferError>(())
+            }))
+            .await
         };
         let failure = match timeout(CLEANUP_TIMEOUT, removing).await {
-            Ok(Ok(())) => None,
+            Ok(Ok(_)) => None,
             Ok(Err(error)) => Some(error.chain()),
             Err(_) => Some("not in time".into()),
         };

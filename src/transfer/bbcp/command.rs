@@ -9,10 +9,9 @@ use std::path::PathBuf;
 
 use crate::process::find_program;
 use crate::settings::Bbcp;
-use crate::transfer::endpoint::{AbsolutePath, Endpoint, Remote};
+use crate::transfer::endpoint::{AbsolutePath, CopySession, Endpoint, Remote};
 use crate::transfer::failures::TransferError;
 use crate::transfer::plan::Plan;
-use crate::transfer::ssh::CopySession;
 
 /// bbcp's environment variable for a file with further options. It is set so that an existing `~/.bbcp.cf` has no
 /// effect.
@@ -70,8 +69,10 @@ fn arguments(plan: &Plan, ssh_options: &[String]) -> Vec<String> {
     if !bbcp.window.is_empty() {
         line.option("-w", &bbcp.window);
     }
-    // Written in order, the growing file can be read for its digest: it has no holes.
-    line.flag("-o");
+    if plan.target.endpoint().remote().is_some() {
+        // Written in order, the growing file can be read for its digest: it has no holes.
+        line.flag("-o");
+    }
     // bbcp exits only after both the file and its directory are on disk.
     line.option("-y", "dd");
     if plan.keeps_partial() {
@@ -177,7 +178,7 @@ mod tests {
 
     #[test]
     fn a_local_copy_with_the_defaults() {
-        let expected = "-v -P 10 -s 16 -w 8m -o -y dd -e -E c32c=/dev/stdout -n -- \
+        let expected = "-v -P 10 -s 16 -w 8m -y dd -e -E c32c=/dev/stdout -n -- \
                         /a/d/p.tar /b/d/.ccat-transfer-42-2-deadbeef.part";
         assert_eq!(line(&here("/a"), &here("/b"), &link()).join(" "), expected);
     }

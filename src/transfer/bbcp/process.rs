@@ -24,15 +24,15 @@ use super::announcement;
 use super::command::{CONFIG_VARIABLE, Invocation};
 use super::log::CopyLog;
 use super::outcome::{CopyPaths, Exit, FailureClassifier};
-use super::output::{Event, Lines, parse};
+use super::output::{Event, parse};
 use super::watchdog::{Footprint, Limits, StopReason, Watchdog};
 use crate::faults::fault_point;
+use crate::lines::Lines;
 use crate::process::{Group, guarded_command};
 use crate::settings::Slowness;
-use crate::transfer::endpoint::AbsolutePath;
+use crate::transfer::endpoint::{AbsolutePath, CopySession};
 use crate::transfer::failures::TransferError;
 use crate::transfer::plan::{Attempt, Plan};
-use crate::transfer::ssh::CopySession;
 
 /// Time limit for reading the outputs after bbcp has ended.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);

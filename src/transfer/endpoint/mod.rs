@@ -14,7 +14,6 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::digest::FileDigest;
 use super::failures::{Role, TransferError};
-use super::ssh::HostConnection;
 use crate::settings::{DigestAlgorithm, Ssh};
 
 mod address;
@@ -22,6 +21,7 @@ mod facts;
 mod local;
 mod remote;
 mod source;
+mod ssh;
 mod target;
 mod temporary;
 
@@ -30,15 +30,11 @@ pub use facts::{Facts, FileKind, FileTime};
 pub(super) use facts::{HostAddresses, Links, RootProblem};
 pub(super) use local::directory::Directory;
 pub use source::Source;
+use ssh::HostConnection;
+pub(super) use ssh::{CopySession, SshConnections};
 use target::Partial;
 pub use target::Target;
 pub use temporary::TemporaryName;
-
-/// Time limit of every operation but the digest.
-const OPERATION_LIMIT: Duration = Duration::from_secs(60);
-
-/// Rate of the slowest supported storage, in bytes per second; limits the time of a digest.
-const SLOWEST_DIGEST_BYTES_PER_S: u64 = 10_000_000;
 
 /// A host that is reached by ssh.
 #[derive(Debug, Clone)]

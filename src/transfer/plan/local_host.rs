@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use crate::settings::Transfer;
+
 /// Names of the host on which this worker runs.
 #[derive(Debug, Clone, Default)]
 pub struct LocalHost(BTreeSet<String>);
@@ -20,6 +22,11 @@ impl LocalHost {
                 .filter(|n| !n.is_empty())
                 .collect(),
         )
+    }
+
+    /// The names of this host with those of the settings.
+    pub fn of_settings(own_name: &str, settings: &Transfer) -> Self {
+        Self::new(own_name, settings.local_hosts.iter().map(String::as_str))
     }
 
     /// Returns true if `host` is a name of this host.

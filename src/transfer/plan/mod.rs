@@ -11,11 +11,11 @@ use uuid::Uuid;
 use self::paths::{SOURCE_LIMIT, TARGET_LIMIT, can_hold_checkpoints, file_path, limit};
 use super::digest::{Digest, block_bytes};
 use super::endpoint::{
-    Endpoint, Facts, Host, ReadOptions, Remote, Source, Target, TemporaryName, is_login,
+    CopySession, Endpoint, Facts, Host, ReadOptions, Remote, Source, SshConnections, Target,
+    TemporaryName, is_login,
 };
 use super::failures::{Role, TransferError};
 use super::link::LinkName;
-use super::ssh::{CopySession, SshConnections};
 use crate::settings::{Bbcp, DigestAlgorithm, LinkSettings, Slowness, Ssh};
 use crate::transfer::id::{AttemptNumber, TransferId};
 

@@ -22,8 +22,7 @@ use uuid::Uuid;
 
 use self::directory::{Directory, is_regular, not_plain};
 use super::{
-    AbsolutePath, DigestResult, Facts, FileKind, FileTime, Links, OPERATION_LIMIT, ReadOptions,
-    RootProblem, storage,
+    AbsolutePath, DigestResult, Facts, FileKind, FileTime, Links, ReadOptions, RootProblem, storage,
 };
 use crate::transfer::digest::{self, FileDigest};
 use crate::transfer::failures::{Role, TransferError};
@@ -34,6 +33,9 @@ pub(super) mod partial;
 /// Maximum lead of a reader over the copy that it follows, in bytes: large enough that neither waits for the other,
 /// small enough that the page cache still has the bytes that either has read.
 const MAX_LEAD_BYTES: u64 = 256 << 20;
+
+/// Time limit of every operation but the digest.
+const OPERATION_LIMIT: Duration = Duration::from_secs(60);
 
 /// Number of stall checks per stall time-out.
 const POLLS: u32 = 4;

@@ -12,9 +12,7 @@ use super::scripts::{DIGEST, NO_PROGRAM};
 use super::{ScriptCall, word};
 use crate::settings::{DigestAlgorithm, Ssh};
 use crate::transfer::digest::{Digest, FileDigest, block_bytes};
-use crate::transfer::endpoint::{
-    AbsolutePath, DigestResult, Links, ReadOptions, Remote, SLOWEST_DIGEST_BYTES_PER_S,
-};
+use crate::transfer::endpoint::{AbsolutePath, DigestResult, Links, ReadOptions, Remote};
 use crate::transfer::failures::{Role, TransferError};
 
 /// Number of requests at the same time: one is executed while the other is on its way.
@@ -26,6 +24,9 @@ const GROWTH_WAIT: Duration = Duration::from_secs(20);
 
 /// Value of `ssh.sha256_command` by which the other host chooses the program.
 const AUTOMATIC: &str = "auto";
+
+/// Rate of the slowest supported storage, in bytes per second; limits the time of a digest.
+const SLOWEST_DIGEST_BYTES_PER_S: u64 = 10_000_000;
 
 /// Unit of the positions of a block, in bytes.
 const MEBIBYTE: u64 = 1 << 20;

@@ -9,11 +9,11 @@ use std::time::Duration;
 use super::{AbsolutePath, Facts, Links, Partial, Remote, RootProblem, TemporaryName, storage};
 use crate::settings::Ssh;
 use crate::transfer::endpoint::Host;
-use crate::transfer::failures::{Role, TransferError, connection_failure};
-use crate::transfer::id::TransferId;
-use crate::transfer::ssh::{
+use crate::transfer::endpoint::ssh::{
     CopySession, LOGIN_LIMIT, LoginFailure, MasterEnd, RequestFailure, ScriptReply, SshConnections,
 };
+use crate::transfer::failures::{Role, TransferError, connection_failure};
+use crate::transfer::id::TransferId;
 
 use self::parse::{available, facts};
 use self::scripts::{

@@ -20,14 +20,15 @@ const MAX_REPETITIONS: u32 = 2;
 
 /// The connection to one host. Clones share it.
 #[derive(Clone)]
-pub(in crate::transfer) struct HostConnection(Arc<Shared>);
+pub(in crate::transfer::endpoint) struct HostConnection(Arc<Shared>);
 
 struct Shared {
     host: Host,
     ssh: Ssh,
     sockets: Arc<ControlSockets>,
-    /// Held during a login: sshd refuses connections at random if many log in at once (`MaxStartups`).
-    logins: tokio::sync::Mutex<Logins>,
+    /// Held during a login: sshd refuses connections at random if many log in at once (`MaxStartups`). The failure of the
+    /// last login, and its time.
+    login: tokio::sync::Mutex<Option<(Instant, LoginFailure)>>,
     /// Open connections: the first one is for requests, the others only for copies.
     open: Mutex<Vec<OpenConnection>>,
 }
@@ -38,16 +39,9 @@ struct OpenConnection {
     socket: PathBuf,
 }
 
-/// Result of the last login.
-#[derive(Default)]
-struct Logins {
-    ended: Option<Instant>,
-    failure: Option<LoginFailure>,
-}
-
 /// Reason why a request has no answer.
 #[derive(Debug)]
-pub(in crate::transfer) enum RequestFailure {
+pub(in crate::transfer::endpoint) enum RequestFailure {
     /// There is no connection.
     Login(LoginFailure),
     /// The connection was lost again and again.
@@ -73,7 +67,7 @@ impl CopySession {
     }
 
     /// End of the connection, if it was lost. The copy cannot continue without it.
-    pub(in crate::transfer) fn lost_connection(&self) -> Option<MasterEnd> {
+    pub(in crate::transfer::endpoint) fn lost_connection(&self) -> Option<MasterEnd> {
         self.open.master.end()
     }
 }
@@ -98,13 +92,13 @@ impl HostConnection {
             host: host.clone(),
             ssh: ssh.clone(),
             sockets,
-            logins: tokio::sync::Mutex::default(),
+            login: tokio::sync::Mutex::default(),
             open: Mutex::default(),
         }))
     }
 
     /// Runs a script on the host. If the connection is lost before the answer, the request is repeated over a new one.
-    pub(in crate::transfer) async fn request(
+    pub(in crate::transfer::endpoint) async fn request(
         &self,
         script: &str,
         arguments: &[&str],
@@ -112,8 +106,8 @@ impl HostConnection {
     ) -> Result<ScriptReply, RequestFailure> {
         let mut repetitions = 0;
         loop {
-            let open = self.connect(OpenConnection::of).await;
-            let master = open.map_err(RequestFailure::Login)?;
+            let master = self.connect(|open| Some(open.master.clone())).await;
+            let master = master.map_err(RequestFailure::Login)?;
             let lost = match timeout(limit, master.ask(script, arguments)).await {
                 Ok(Ok(reply)) => return Ok(reply),
                 Ok(Err(AskFailure::Lost(end))) => end,
@@ -134,7 +128,9 @@ impl HostConnection {
     ///
     /// # Errors
     /// A connection was necessary and could not be made.
-    pub(in crate::transfer) async fn copy_session(&self) -> Result<CopySession, LoginFailure> {
+    pub(in crate::transfer::endpoint) async fn copy_session(
+        &self,
+    ) -> Result<CopySession, LoginFailure> {
         let reserve = |open: &OpenConnection| Some((open.clone(), open.master.reserve_copy()?));
         let (open, permit) = self.connect(reserve).await?;
         Ok(CopySession {
@@ -157,19 +153,19 @@ impl HostConnection {
             if let Some(chosen) = self.open().iter().find_map(&choose) {
                 return Ok(chosen);
             }
-            let mut logins = self.0.logins.lock().await;
+            let mut last = self.0.login.lock().await;
             if let Some(chosen) = self.open().iter().find_map(&choose) {
                 return Ok(chosen);
             }
-            if let Some(failure) = &logins.failure
-                && logins.ended.is_some_and(|ended| ended > asked)
+            if let Some((failed, failure)) = &*last
+                && *failed > asked
             {
                 return Err(failure.clone());
             }
-            let login = self.log_in().await;
-            logins.ended = Some(Instant::now());
-            logins.failure = login.as_ref().err().cloned();
-            self.open().push(login?);
+            match self.log_in().await {
+                Ok(open) => self.open().push(open),
+                Err(failure) => *last = Some((Instant::now(), failure)),
+            }
         }
     }
 
@@ -205,11 +201,5 @@ impl HostConnection {
         let mut is_first = true;
         self.open()
             .retain(|open| std::mem::take(&mut is_first) || open.master.has_copies());
-    }
-}
-
-impl OpenConnection {
-    fn of(&self) -> Option<Arc<Master>> {
-        Some(self.master.clone())
     }
 }

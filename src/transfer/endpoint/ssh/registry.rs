@@ -41,7 +41,7 @@ impl fmt::Debug for SshConnections {
 
 impl SshConnections {
     /// The connection to a host. Nothing is connected before the first request.
-    pub(in crate::transfer) fn to(&self, host: &Host, ssh: &Ssh) -> HostConnection {
+    pub(in crate::transfer::endpoint) fn to(&self, host: &Host, ssh: &Ssh) -> HostConnection {
         let mut key = vec![
             host.as_ssh().to_owned(),
             ssh.user.clone(),

@@ -15,9 +15,10 @@ mod options;
 mod registry;
 mod shell;
 
-pub(super) use connection::{CopySession, HostConnection, RequestFailure};
+pub(in crate::transfer) use connection::CopySession;
+pub(super) use connection::{HostConnection, RequestFailure};
 pub(super) use master::MasterEnd;
-pub(super) use registry::SshConnections;
+pub(in crate::transfer) use registry::SshConnections;
 
 /// Time limit of a login.
 pub(super) const LOGIN_LIMIT: Duration = Duration::from_secs(60);

@@ -15,9 +15,9 @@ use tokio_util::task::AbortOnDropHandle;
 use super::options::{Sharing, options};
 use super::shell::{Mark, PartialReply, SHELL, ShellLine, request};
 use super::{LOGIN_LIMIT, LoginFailure, ScriptReply};
+use crate::lines::Lines;
 use crate::process::{Group, find_program, relayed_command};
 use crate::settings::Ssh;
-use crate::transfer::bbcp::output::Lines;
 use crate::transfer::endpoint::Host;
 
 /// Number of copies that share a connection. sshd allows ten sessions per connection by default (`MaxSessions`), and the
@@ -57,18 +57,18 @@ pub(super) struct Master {
 
 /// End of an ssh process.
 #[derive(Debug, Clone, Default)]
-pub(in crate::transfer) struct MasterEnd {
+pub(in crate::transfer::endpoint) struct MasterEnd {
     /// Exit code; `None` if a signal ended the process.
-    pub(in crate::transfer) code: Option<i32>,
+    pub(in crate::transfer::endpoint) code: Option<i32>,
     /// Standard error.
-    pub(in crate::transfer) stderr: String,
+    pub(in crate::transfer::endpoint) stderr: String,
     /// Last line of standard output that is not part of an answer.
-    pub(in crate::transfer) noise: String,
+    pub(in crate::transfer::endpoint) noise: String,
 }
 
 impl MasterEnd {
     /// Returns true if ssh itself failed or was killed, and not the login shell.
-    pub(in crate::transfer) fn is_of_ssh(&self) -> bool {
+    pub(in crate::transfer::endpoint) fn is_of_ssh(&self) -> bool {
         let is_signal = |code| (KILLED..SSH_FAILED).contains(&code);
         self.code
             .is_none_or(|code| code == SSH_FAILED || is_signal(code))
