@@ -45,3 +45,8 @@ def nothing_is_held(broker):
 
 def is_running(result):
     return result.state in ("STARTED", "PROGRESS")
+
+
+def received(worker):
+    """The ids of the tasks that a worker of ours has received, according to its log."""
+    return {json.loads(line)["task_id"] for line in worker.log().splitlines() if '"task received"' in line}

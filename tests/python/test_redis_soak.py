@@ -20,7 +20,7 @@ import pytest
 import redis
 
 from brokers import DURABLE, RedisServer
-from redis_site import app_of, nothing_is_held, options, queue_name
+from redis_site import app_of, nothing_is_held, options, queue_name, received
 from support import backend_url, python_worker, tasks_worker, until
 
 TASKS = int(os.environ.get("REDIS_SOAK_TASKS", "800"))
@@ -171,8 +171,7 @@ def play(soak, tell):
 
 
 def received_by_us(soak):
-    logs = (worker.log() for kind, worker in soak.lives if kind == "rust")
-    return {json.loads(line)["task_id"] for log in logs for line in log.splitlines() if '"task received"' in line}
+    return set().union(*(received(worker) for kind, worker in soak.lives if kind == "rust"))
 
 
 def runs(soak):
