@@ -15,7 +15,6 @@ pub(crate) mod clock;
 pub(crate) mod doctor;
 pub mod faults;
 pub mod heartbeats;
-pub mod lines;
 pub mod manager;
 pub mod metrics;
 pub mod notify;

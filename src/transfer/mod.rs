@@ -30,6 +30,7 @@ pub mod id;
 pub(crate) mod inspection;
 pub mod lease;
 mod lease_renewer;
+pub mod lines;
 pub mod link;
 pub(crate) mod link_probe;
 pub mod plan;

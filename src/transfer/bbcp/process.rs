@@ -27,11 +27,11 @@ use super::outcome::{CopyPaths, Exit, FailureClassifier};
 use super::output::{Event, parse};
 use super::watchdog::{Footprint, Limits, StopReason, Watchdog};
 use crate::faults::fault_point;
-use crate::lines::Lines;
 use crate::process::{Group, guarded_command};
 use crate::settings::Slowness;
 use crate::transfer::endpoint::{AbsolutePath, CopySession};
 use crate::transfer::failures::TransferError;
+use crate::transfer::lines::Lines;
 use crate::transfer::plan::{Attempt, Plan};
 
 /// Time limit for reading the outputs after bbcp has ended.

@@ -15,10 +15,10 @@ use tokio_util::task::AbortOnDropHandle;
 use super::options::{Sharing, options};
 use super::shell::{Mark, PartialReply, SHELL, ShellLine, request};
 use super::{LOGIN_LIMIT, LoginFailure, ScriptReply};
-use crate::lines::Lines;
 use crate::process::{Group, find_program, relayed_command};
 use crate::settings::Ssh;
 use crate::transfer::endpoint::Host;
+use crate::transfer::lines::Lines;
 
 /// Number of copies that share a connection. sshd allows ten sessions per connection by default (`MaxSessions`), and the
 /// shell is one of them.
