@@ -6,7 +6,7 @@ use crate::early::{EarlyContext, Ending, has_started};
 use crate::effects::{EarlyEnd, Effect};
 use crate::failure::{Failure, MISUSE, errno_text};
 use crate::knobs::{self, Knobs};
-use crate::network::{self, Children};
+use crate::network::{self, Children, Side};
 use crate::options::{self, Options, Refusal, Request};
 use crate::plan::{self, Injections};
 use crate::progress::rate;
@@ -222,7 +222,7 @@ impl Agent {
                     errno_text(&error),
                     self.program.display()
                 ));
-                console::message(&self.terminated());
+                console::message(&terminated(&self.operation.target));
                 BROKEN
             }),
         };
@@ -299,13 +299,6 @@ impl Agent {
             return None;
         };
         Some(end(&ending))
-    }
-
-    fn terminated(&self) -> String {
-        format!(
-            "bbcp unexpectedly terminated on {}",
-            self.operation.target.host_name()
-        )
     }
 
     /// With `-v` and without `-n`, the original always reports that the host has another name.
@@ -436,13 +429,9 @@ impl Agent {
         let Some(mut connector) = connector else {
             network::end(&mut listener);
             let ended = listener.wait()?;
-            let is_remote = if job.options.reverse {
-                job.source_is_remote
-            } else {
-                job.sink_is_remote
-            };
-            if is_remote {
-                console::message(&self.terminated());
+            let spec = Side::listener(&job.options).spec(job);
+            if let Some(remote) = spec.filter(|spec| spec.host.is_some()) {
+                console::message(&terminated(remote));
             }
             return Ok((code_of(&listener, ended, false, BROKEN), Copied::default()));
         };
@@ -528,6 +517,11 @@ impl Agent {
         }
         std::thread::sleep(self.knobs.end_sleep);
     }
+}
+
+/// Message about a remote side that has ended by itself.
+fn terminated(side: &Spec) -> String {
+    format!("bbcp unexpectedly terminated on {}", side.host_name())
 }
 
 fn hang() -> ! {

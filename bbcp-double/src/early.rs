@@ -1,6 +1,7 @@
 //! Copies that end before the first byte: their output, duration and exit code.
 
 use crate::effects::EarlyEnd;
+use crate::failure::Failure;
 use crate::options::Options;
 use crate::spec::Spec;
 use std::time::Duration;
@@ -194,18 +195,10 @@ impl EarlyContext<'_> {
     /// Ending by the accept time-out: code 2.
     pub(crate) fn connection_timeout(&self) -> Ending {
         let port = self.options.ports.map_or(5031, |(first, _)| first);
+        let Failure { code, lines } = Failure::accept_timeout(port, self.options.streams);
         Ending {
             after: self.accept,
-            ..failure_output(
-                2,
-                [
-                    format!("Accept timed out on port {port}"),
-                    format!(
-                        "Unable to allocate more than 0 of {} data streams.",
-                        self.options.streams
-                    ),
-                ],
-            )
+            ..failure_output(code, lines)
         }
     }
 }
@@ -238,7 +231,7 @@ pub(crate) fn has_started(early: &EarlyEnd) -> bool {
     }
 }
 
-fn failure_output<const N: usize>(code: u8, lines: [String; N]) -> Ending {
+fn failure_output(code: u8, lines: impl IntoIterator<Item = String>) -> Ending {
     Ending {
         before: Duration::ZERO,
         foreign: Vec::new(),

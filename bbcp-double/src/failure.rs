@@ -6,6 +6,9 @@ use std::io;
 /// Exit code for wrong use of the double by a test.
 pub(crate) const MISUSE: u8 = 99;
 
+/// Exit code of a side without a data connection.
+const UNCONNECTED: u8 = 2;
+
 /// Failed end of a process. The lines do not contain `bbcp: ` yet; it is added when they are printed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Failure {
@@ -40,6 +43,20 @@ impl Failure {
             u8::try_from(errno).unwrap_or(255),
             format!("{} {doing} {path}", errno_text(error)),
         )
+    }
+
+    /// Creates the failure of a side that nothing has connected to.
+    pub(crate) fn accept_timeout(port: u16, streams: u64) -> Self {
+        Self::unconnected(format!("Accept timed out on port {port}"), streams)
+    }
+
+    /// Creates the failure of a side without a data connection, with its reason.
+    pub(crate) fn unconnected(reason: String, streams: u64) -> Self {
+        let consequence = format!("Unable to allocate more than 0 of {streams} data streams.");
+        Self {
+            code: UNCONNECTED,
+            lines: vec![reason, consequence],
+        }
     }
 
     /// Returns the same failure with another code.

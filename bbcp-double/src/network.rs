@@ -24,8 +24,6 @@ use std::time::{Duration, Instant};
 
 /// Ports of a listener without `-Z`; if all are in use, any other.
 const USUAL_PORTS: std::ops::RangeInclusive<u16> = 5031..=5039;
-/// Code of a side that the other one does not reach
-const NOT_CONNECTED: u8 = 2;
 /// Time for the other side to report its own reason after one side has failed
 const REASON_TIME: Duration = Duration::from_secs(1);
 /// Pause between two looks at a child or a listener
@@ -46,7 +44,23 @@ impl Side {
         }
     }
 
-    fn spec(self, job: &Job) -> Option<&Spec> {
+    /// The side that listens, and is started first.
+    pub(crate) fn listener(options: &Options) -> Self {
+        if options.reverse {
+            Self::Source
+        } else {
+            Self::Sink
+        }
+    }
+
+    fn other(self) -> Self {
+        match self {
+            Self::Sink => Self::Source,
+            Self::Source => Self::Sink,
+        }
+    }
+
+    pub(crate) fn spec(self, job: &Job) -> Option<&Spec> {
         match self {
             Self::Sink => Some(&job.target),
             Self::Source => job.sources.first(),
@@ -79,11 +93,8 @@ pub(crate) struct Children {
 /// # Errors
 /// A program cannot be started.
 pub(crate) fn start(program: &Path, job: &Job) -> io::Result<Children> {
-    let (first, second) = if job.options.reverse {
-        (Side::Source, Side::Sink)
-    } else {
-        (Side::Sink, Side::Source)
-    };
+    let first = Side::listener(&job.options);
+    let second = first.other();
     let mut inputs = Vec::new();
     let mut listener = start_side(program, first, job, Meeting::Listen, &mut inputs)?;
     let output = listener.stdout.take();
@@ -204,14 +215,7 @@ fn connect(host: &str, port: u16, streams: u64) -> Result<TcpStream, Failure> {
         },
         _ => format!("Unable to connect to  {host} ;  Name or service not known"),
     };
-    Err(Failure {
-        code: NOT_CONNECTED,
-        lines: vec![line, no_streams(streams)],
-    })
-}
-
-fn no_streams(streams: u64) -> String {
-    format!("Unable to allocate more than 0 of {streams} data streams.")
+    Err(Failure::unconnected(line, streams))
 }
 
 fn accept(job: &Job) -> Result<TcpStream, Failure> {
@@ -232,19 +236,8 @@ fn accept(job: &Job) -> Result<TcpStream, Failure> {
                 return Ok(stream);
             }
             Err(_) if Instant::now() < deadline => std::thread::sleep(PAUSE),
-            Err(_) => return Err(accept_timeout(port, options.streams)),
+            Err(_) => return Err(Failure::accept_timeout(port, options.streams)),
         }
-    }
-}
-
-/// Failure of a side that nothing has connected to.
-fn accept_timeout(port: u16, streams: u64) -> Failure {
-    Failure {
-        code: NOT_CONNECTED,
-        lines: vec![
-            format!("Accept timed out on port {port}"),
-            no_streams(streams),
-        ],
     }
 }
 
