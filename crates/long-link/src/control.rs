@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, during};
 use crate::host::HostName;
-use crate::link::{Setting, duration};
+use crate::link::{MTU, Setting, duration};
 use crate::session::Event;
 
 /// Time limit for a client that sends nothing.
@@ -75,11 +75,11 @@ fn read_set(mut words: Vec<&str>) -> Result<Request, String> {
     for word in words {
         match word.strip_prefix("mtu=") {
             Some(bytes) => {
-                let size = bytes
-                    .parse()
-                    .ok()
-                    .filter(|size| (576..=65_535).contains(size));
-                mtu = Some(size.ok_or("mtu: expected a size between 576 and 65535")?);
+                let size = bytes.parse().ok();
+                let size = size.filter(|size: &u32| MTU.contains(&i64::from(*size)));
+                let (least, most) = (MTU.start(), MTU.end());
+                let expected = || format!("mtu: expected a size between {least} and {most}");
+                mtu = Some(size.ok_or_else(expected)?);
             }
             None => settings.push(word.parse::<Setting>().map_err(|error| error.to_string())?),
         }

@@ -28,11 +28,12 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Pid, geteuid};
 use serde_json::Value;
+use service_connection::error_chain::chain;
 
 use crate::error::{Error, during};
 use crate::host::{Host, HostName, command_on};
-use crate::link::Setting;
-use crate::session::{Event, Remover, Session, chain};
+use crate::link::{MTU, Setting};
+use crate::session::{Event, Remover, Session};
 
 /// Name of the variable with the private directory of the link.
 const DIRECTORY: &str = "LONG_LINK_DIR";
@@ -128,7 +129,7 @@ struct Run {
     #[arg(long, default_value = "none")]
     largest: String,
     /// Size of the largest packet that the hosts send
-    #[arg(long, default_value_t = 9000, value_parser = clap::value_parser!(u32).range(576..=65_535))]
+    #[arg(long, default_value_t = 9000, value_parser = clap::value_parser!(u32).range(MTU))]
     mtu: u32,
     /// Seed of the random draws
     #[arg(long, default_value_t = 7)]

@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use service_connection::error_chain::chain;
 
 use crate::control::Request;
 use crate::error::{Error, during};
@@ -104,8 +105,8 @@ impl Session {
             match events.recv_timeout(pause) {
                 Ok(Event::Request(request, reply)) => {
                     let answer = self.answer(request);
-                    let _ = reply
-                        .send(answer.unwrap_or_else(|error| json!({ "error": chain(&error) })));
+                    let failed = |error| json!({ "error": chain(&error).to_string() });
+                    let _ = reply.send(answer.unwrap_or_else(failed));
                 }
                 Ok(Event::Ended(status)) => return Ok(exit_code(status)),
                 Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => {
@@ -185,17 +186,6 @@ impl Drop for Session {
 fn exit_code(status: ExitStatus) -> ExitCode {
     let code = status.code().or(status.signal().map(|signal| 128 + signal));
     ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
-}
-
-/// The error with its causes.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
 }
 
 /// Process that removes the private directory when this program has ended, for whatever reason.

@@ -53,7 +53,7 @@ impl HostName {
 
     /// The host of this name.
     pub(crate) fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|host| host.as_str() == name)
+        Self::from_str(name, false).ok()
     }
 
     fn has_ssh_server(self) -> bool {

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::{Command, Stdio};
 use std::thread;
@@ -16,6 +17,9 @@ const NAME: &str = "link0";
 /// Length of the queue between the host and this program. It is long enough for what a host sends while this program does
 /// not run, so that packets are lost on the link and not there.
 const QUEUE_PACKETS: u32 = 20_000;
+
+/// Sizes of the largest packet that a host may send, in bytes. The smallest is that of IPv4.
+pub(crate) const MTU: RangeInclusive<i64> = 576..=65_535;
 
 /// A TUN device.
 pub(crate) struct Device(SyncDevice);

@@ -247,7 +247,8 @@ mod tests {
 
     fn direction(settings: &[&str]) -> Direction {
         let mut direction = Direction::new(Parameters::default(), 7);
-        for setting in settings {
+        let usual = ["delay=120ms", "rate=1000Mbit", "queue=100ms"];
+        for setting in usual.iter().chain(settings) {
             direction.apply(&setting.parse().unwrap());
         }
         direction

@@ -8,6 +8,6 @@ mod direction;
 mod forwarder;
 mod parameters;
 
-pub(crate) use device::Device;
+pub(crate) use device::{Device, MTU};
 pub(crate) use forwarder::Forwarder;
 pub(crate) use parameters::{Setting, SettingError, duration};

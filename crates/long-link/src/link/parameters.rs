@@ -116,8 +116,8 @@ fn tcp_ports(packet: &[u8]) -> Option<[u16; 2]> {
     }
 }
 
-/// Properties of one direction of the link.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// Properties of one direction of the link. By default, packets arrive at once.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Parameters {
     /// Time on the way, after the transmitter has sent the packet
     #[serde(rename = "delay_s", serialize_with = "seconds")]
@@ -148,23 +148,6 @@ pub(crate) struct Parameters {
 
 fn seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64(duration.as_secs_f64())
-}
-
-impl Default for Parameters {
-    /// The way from Chile to Germany: a round trip of 240 ms, 1 Gbit/s.
-    fn default() -> Self {
-        Self {
-            delay: Duration::from_millis(120),
-            rate: Rate(Some(1_000_000_000)),
-            queue: Duration::from_millis(100),
-            loss: Share(0),
-            reorder: Share(0),
-            reorder_delay: Duration::from_millis(10),
-            largest: None,
-            blocked: Ports(None),
-            is_cut: false,
-        }
-    }
 }
 
 /// A new value of one property.
