@@ -14,7 +14,7 @@ import signal
 import pytest
 
 from brokers import DURABLE, Broker, RedisBroker, RedisServer
-from long_link import LongLink, Unavailable
+from long_link import LongLink, Sites, Unavailable
 from support import Deployment, service
 
 
@@ -84,6 +84,27 @@ def long_link(tmp_path_factory, long_link_program):
         pytest.skip(str(reason))
     yield link
     link.close()
+
+
+@pytest.fixture
+def link(long_link):
+    """The link with a short round trip and without faults; each test may change it."""
+    long_link.reset()
+    return long_link
+
+
+@pytest.fixture(scope="module")
+def sites_of_module(request, long_link, bbcp, tmp_path_factory):
+    sites = Sites.for_tests(long_link, bbcp, tmp_path_factory.mktemp("double"))
+    sites.settings(**getattr(request.module, "SETTINGS", {}))
+    return sites
+
+
+@pytest.fixture
+def sites(link, sites_of_module):
+    """A site on each host. The settings are the SETTINGS of the module; each test may change them."""
+    with sites_of_module.settings_of_a_test():
+        yield sites_of_module
 
 
 @pytest.fixture

@@ -212,6 +212,16 @@ class Sites:
             lines += [f"[{section}]", *(f"{key} = {json.dumps(value)}" for key, value in keys.items())]
         (self.link.data("fyst") / "config.toml").write_text("\n".join(lines) + "\n")
 
+    @contextlib.contextmanager
+    def settings_of_a_test(self):
+        """Restores the settings at the end."""
+        before = dict(self.sections)
+        try:
+            yield
+        finally:
+            self.sections = before
+            self.settings()
+
     def command(self, *arguments):
         return [self.program, "--config", "/data/config.toml", *map(str, arguments)]
 

@@ -6,26 +6,13 @@ import subprocess
 
 import pytest
 
-from long_link import Sites
 from support import MB, sha256, until
 
 pytestmark = pytest.mark.timeout(120)
 
 SIZE = 4 * MB
 
-
-@pytest.fixture
-def link(long_link):
-    """The link; each test may change it."""
-    long_link.reset()
-    return long_link
-
-
-@pytest.fixture(scope="module")
-def sites(long_link, bbcp, tmp_path_factory):
-    sites = Sites.for_tests(long_link, bbcp, tmp_path_factory.mktemp("double"))
-    sites.settings(transfer={"stall_timeout": "4s", "resume_above": 1}, bbcp={"max_rate": "1m"}, ssh={"connect_timeout": "2s"})
-    return sites
+SETTINGS = {"transfer": {"stall_timeout": "4s", "resume_above": 1}, "bbcp": {"max_rate": "1m"}, "ssh": {"connect_timeout": "2s"}}
 
 
 class Copy:
@@ -135,7 +122,6 @@ def test_other_disk_becomes_full(link, sites):
     finally:
         link.run_on("koln", ["umount", "/data/packages"])
         sites.destination = beneath
-        sites.settings(transfer={"stall_timeout": "4s"})
 
 
 def test_each_process_logs_in_once(link, sites):

@@ -11,24 +11,12 @@ import subprocess
 import pytest
 from celery import Celery
 
-from long_link import LongLink, Sites, end
+from long_link import LongLink, end
 from support import MB, TRANSFER, sha256, until
 
 pytestmark = pytest.mark.timeout(120)
 
-
-@pytest.fixture
-def link(long_link):
-    """The link; each test may change it."""
-    long_link.reset()
-    return long_link
-
-
-@pytest.fixture(scope="module")
-def sites(long_link, bbcp, tmp_path_factory):
-    sites = Sites.for_tests(long_link, bbcp, tmp_path_factory.mktemp("double"))
-    sites.settings(transfer={"stall_timeout": "60s"})
-    return sites
+SETTINGS = {"transfer": {"stall_timeout": "60s"}}
 
 
 def assert_moved(sites, transfer, name):
@@ -42,12 +30,16 @@ def sshd_answers(link):
 
 
 def test_round_trip_is_as_configured(link):
-    link.set(delay="120ms")
-    assert 0.24 <= link.round_trip_s() < 0.35
-    link.set(delay="5ms")
-    assert 0.01 <= link.round_trip_s() < 0.1
-    link.set(sender="koln", delay="50ms")
-    assert 0.055 <= link.round_trip_s() < 0.15
+    """A busy machine may add any time."""
+    for delays, least, most in [({"delay": "120ms"}, 0.24, 0.48), ({"delay": "5ms"}, 0.01, 0.24), ({"sender": "koln", "delay": "50ms"}, 0.055, 0.11)]:
+        link.set(**delays)
+
+        def is_short(least=least, most=most):
+            found = link.round_trip_s()
+            assert found >= least
+            return found < most
+
+        until(is_short, f"the round trip takes less than {most} s")
 
 
 def test_hosts_are_separate(link):
@@ -105,7 +97,7 @@ def test_blocked_data_ports_are_named(link, sites, settings, address):
     """Also bbcp's own connection, which would wait for two minutes, is ended."""
     ends = ["this host", "koln"][:: -1 if "reverse_connection" in settings else 1]
     caller, listener = ends
-    sites.settings(bbcp={"reverse_connection": False, "no_dns": True, "port_range": "5031:5039", "streams": 4} | settings)
+    sites.settings(bbcp={"port_range": "5031:5039"} | settings)
     link.set(blocked="5031-5039")
     transfer = sites.package(f"blocked-{address}.tar", 1000)
     failed = link.run_on("fyst", sites.command("transfers", "run", transfer), check=False)
@@ -126,7 +118,7 @@ def test_blocked_data_ports_are_named(link, sites, settings, address):
 )
 def test_wrong_announced_addresses_are_named(link, sites, own_address, text):
     """The own name of koln has another address there."""
-    sites.settings(bbcp={"reverse_connection": False, "no_dns": True, "port_range": "5031:5039"})
+    sites.settings(bbcp={"port_range": "5031:5039"})
     hosts = link.run_on("koln", ["cat", "/etc/hosts"]).stdout
     link.run_on("koln", ["sh", "-c", f"printf '{own_address} koln\n10.99.0.1 fyst\n' >/etc/hosts"])
     try:
@@ -219,12 +211,12 @@ def files(link):
 
 @pytest.mark.parametrize("ends", [("ccat", "cologne"), ("cologne", "ccat")])
 def test_probe_measures_a_link_and_leaves_nothing(link, sites, ends):
-    sites.settings(bbcp={"reverse_connection": False, "no_dns": True, "port_range": "", "streams": 3, "window": "2m", "max_rate": ""})
+    sites.settings(bbcp={"streams": 3, "window": "2m"})
     before = files(link)
     found = json.loads(probe(link, sites, *ends, "--yes", "--size", 3 * MB, "--json").stdout)
     assert found["link"] == dict(zip(("origin", "destination"), ends))
     assert set(found["hosts"]) == {"this host", "koln"}
-    assert 0.04 <= found["round_trip_s"] < 0.2
+    assert found["round_trip_s"] >= 0.04
     for end, host in zip(("origin", "destination"), ("fyst", "koln") if ends[0] == "ccat" else ("koln", "fyst")):
         limits = link.run_on(host, ["cat", "/proc/sys/net/ipv4/tcp_rmem", "/proc/sys/net/ipv4/tcp_wmem"]).stdout.split()
         assert found["kernel"][end]["tcp_rmem"] + found["kernel"][end]["tcp_wmem"] == [int(word) for word in limits]
@@ -235,7 +227,7 @@ def test_probe_measures_a_link_and_leaves_nothing(link, sites, ends):
 
 
 def test_probe_ends_after_its_time(link, sites):
-    sites.settings(bbcp={"reverse_connection": False, "port_range": "", "max_rate": "1m"})
+    sites.settings(bbcp={"max_rate": "1m"})
     before = files(link)
     found = json.loads(probe(link, sites, "ccat", "cologne", "--yes", "--duration", "2s", "--json").stdout)
     assert all(trial["bytes"] < 100 * MB for trial in found["trials"])
@@ -244,7 +236,7 @@ def test_probe_ends_after_its_time(link, sites):
 
 
 def test_probe_that_is_interrupted_leaves_nothing(link, sites):
-    sites.settings(bbcp={"reverse_connection": False, "port_range": "", "max_rate": "1m"})
+    sites.settings(bbcp={"max_rate": "1m"})
     before = files(link)
     command = sites.command("links", "probe", "ccat", "cologne", "--yes")
     process = link.popen_on("fyst", command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -257,7 +249,6 @@ def test_probe_that_is_interrupted_leaves_nothing(link, sites):
 
 
 def test_probe_asks_and_can_be_refused(link, sites):
-    sites.settings(bbcp={"reverse_connection": False, "port_range": "", "max_rate": ""})
     before = files(link)
     unasked = probe(link, sites, "ccat", "cologne", check=False)
     assert (unasked.returncode, "add --yes" in unasked.stderr) == (6, True), unasked.stderr
@@ -271,13 +262,22 @@ def test_probe_asks_and_can_be_refused(link, sites):
 
 
 def test_doctor_compares_the_buffers_with_the_link(link, sites):
-    """2 streams of 4 MiB are too few for 240 ms; 64 are enough."""
+    """2 streams of 4 MiB are too few for 240 ms; 64 are enough. Also what `links set` has set counts."""
     link.set(delay="120ms")
-    for streams, window, verdict in [(2, "=1m", "yellow"), (64, "=4m", "green")]:
-        sites.settings(bbcp={"streams": streams, "window": window, "max_rate": ""})
+
+    def check():
         checks = json.loads(link.run_on("fyst", sites.command("doctor", "--json"), check=False).stdout)["checks"]
         (found,) = [check for check in checks if check["check"] == "tcp_buffers"]
-        assert (found["subject"], found["verdict"]) == ("koln", verdict), found
+        assert found["subject"] == "koln"
         assert "ccat → cologne: " in found["found"] and "at 1 Gbit/s (assumed" in found["found"]
-        assert ("net.ipv4.tcp_wmem on this host" in (found["advice"] or "")) == (verdict == "yellow")
-    sites.settings(bbcp={"streams": 4, "window": "8m"})
+        return found["verdict"], found["advice"] or ""
+
+    sites.settings(bbcp={"streams": 2, "window": "=1m"})
+    verdict, advice = check()
+    assert verdict == "yellow"
+    assert "a copy over ccat → cologne cannot use the whole link" in advice and "net.core.wmem_max on this host" in advice, advice
+    sites.cli("links", "set", "ccat", "cologne", "--streams", "64", "--window", "=4m")
+    try:
+        assert check() == ("green", "")
+    finally:
+        sites.cli("links", "set", "ccat", "cologne", "--streams", "default", "--window", "default")
