@@ -1,6 +1,6 @@
 """Transfers between two hosts with a round trip of 240 ms, against bbcp alone.
 
-With BBCP_REAL the sizes are those of the targets in docs/PERFORMANCE.md; with the tests' double they are smaller.
+With BBCP_REAL, packages and link are as large as docs/PERFORMANCE.md describes; with the tests' double they are smaller.
 """
 
 import contextlib
