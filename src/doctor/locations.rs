@@ -174,6 +174,7 @@ impl Doctor {
         let settings = self
             .settings
             .link(&link.origin, &link.destination)
+            .and_then(|settings| map.overrides(link).apply_to(settings))
             .map_err(|problem| {
                 vec![TransferError::LinkSettings {
                     origin: link.origin.clone(),

@@ -11,10 +11,13 @@ use super::locations::failed;
 use super::{Outcome, Verdict};
 use crate::settings::Bbcp;
 use crate::transfer::endpoint::Remote;
-use crate::transfer::failures::TransferError;
+use crate::transfer::failures::{THIS_HOST, TransferError};
 use crate::transfer::link_probe::{
-    ASSUMED_RATE, KernelLimits, kernel_limits, round_trip, size, stream_limit,
+    ASSUMED_RATE, KernelLimits, kernel_limits, needed_buffers, round_trip, size, stream_limit,
 };
+
+/// Advice for all links with too small buffers.
+const GENERAL_ADVICE: &str = "`ccat-transfer links probe` measures a link; if it is slower than assumed, set bbcp.max_rate for it";
 
 /// A link between this host and another one.
 #[derive(Debug)]
@@ -25,21 +28,21 @@ pub(super) struct CheckedLink {
     pub(super) bbcp: Bbcp,
 }
 
-/// Round-trip time to a host, and the limits of both kernels.
-struct Measured {
+/// TCP between this host and another one: the round-trip time, and the limits of both kernels.
+struct TcpPath {
     round_trip: Duration,
     here: KernelLimits,
     there: KernelLimits,
 }
 
 pub(super) async fn check_tcp_buffers(remote: &Remote, links: &[CheckedLink]) -> Outcome {
-    let measured = match measure(remote).await {
-        Ok(measured) => measured,
+    let path = match TcpPath::measure(remote).await {
+        Ok(path) => path,
         Err(error) => return failed(&error),
     };
     let outcomes: Vec<_> = links
         .iter()
-        .map(|link| measured.outcome(link, &remote.host.to_string()))
+        .map(|link| path.outcome(link, &remote.host.to_string()))
         .collect();
     let is_low = outcomes.iter().any(|o| o.verdict == Verdict::Yellow);
     let verdict = if is_low {
@@ -48,19 +51,23 @@ pub(super) async fn check_tcp_buffers(remote: &Remote, links: &[CheckedLink]) ->
         Verdict::Green
     };
     let found: Vec<_> = outcomes.iter().map(|o| o.found.as_str()).collect();
-    let advice = outcomes.iter().find_map(|outcome| outcome.advice.clone());
+    let mut advice: Vec<_> = outcomes.iter().filter_map(|o| o.advice.clone()).collect();
+    if is_low {
+        advice.push(GENERAL_ADVICE.to_owned());
+    }
+    let advice = (!advice.is_empty()).then(|| advice.join(". "));
     Outcome::new(verdict, found.join("; "), advice)
 }
 
-async fn measure(remote: &Remote) -> Result<Measured, TransferError> {
-    Ok(Measured {
-        round_trip: round_trip(remote).await?,
-        here: kernel_limits(None).await?,
-        there: kernel_limits(Some(remote)).await?,
-    })
-}
+impl TcpPath {
+    async fn measure(remote: &Remote) -> Result<Self, TransferError> {
+        Ok(Self {
+            round_trip: round_trip(remote).await?,
+            here: KernelLimits::of_this_host(),
+            there: kernel_limits(Some(remote)).await?,
+        })
+    }
 
-impl Measured {
     /// Compares the bytes on their way over a link with the limits of both ends.
     fn outcome(&self, link: &CheckedLink, host: &str) -> Outcome {
         let CheckedLink {
@@ -100,17 +107,15 @@ impl Measured {
             return Outcome::green(found);
         }
         let (sender, receiver) = match is_push {
-            true => ("this host", host),
-            false => (host, "this host"),
+            true => (THIS_HOST, host),
+            false => (host, THIS_HOST),
         };
-        let share = on_their_way.div_ceil(streams.max(1));
+        let needed = needed_buffers(on_their_way, streams, &bbcp.window);
         Outcome::yellow(
             found,
             format!(
-                "a copy cannot use the whole link: use more streams, or raise the last number of net.ipv4.tcp_wmem on \
-                 {sender} to {share} and of net.ipv4.tcp_rmem on {receiver} to {} (sysctl). `ccat-transfer links probe` \
-                 measures the link; if it is slower than assumed, set bbcp.max_rate for it",
-                share.saturating_mul(2)
+                "a copy over {name} cannot use the whole link: use more streams, or {}",
+                needed.advice(sender, receiver)
             ),
         )
     }
@@ -180,7 +185,7 @@ mod tests {
             tcp_wmem: Some([4096, 16_384, tcp_wmem]),
             ..KernelLimits::default()
         };
-        let measured = Measured {
+        let path = TcpPath {
             round_trip: Duration::from_millis(round_trip_ms),
             here: limits(6 << 20, 4 << 20),
             there: limits(32 << 20, 1 << 20),
@@ -194,7 +199,7 @@ mod tests {
             is_push,
             bbcp,
         };
-        let found = measured.outcome(&link, "koln");
+        let found = path.outcome(&link, "koln");
         assert_eq!(found.verdict, verdict, "{}", found.found);
         assert!(found.found.contains(text), "{}", found.found);
         assert_eq!(found.advice.is_some(), verdict == Verdict::Yellow);

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::bbcp::command::CONFIG_VARIABLE;
 use super::endpoint::{AbsolutePath, Endpoint, Links, ReadOptions, Remote, Target, TemporaryName};
-use super::failures::{Role, TransferError};
+use super::failures::{Role, THIS_HOST, TransferError};
 use super::id::{AttemptNumber, TransferId};
 use super::plan::{self, Hosts};
 use super::repository::LocationRecord;
@@ -188,7 +188,7 @@ pub(crate) async fn bbcp_version(program: &Path) -> Result<String, TransferError
     let Ok(ended) = timeout(VERSION_TIMEOUT, child.wait_with_output()).await else {
         return Err(TransferError::OperationTimeout {
             operation: "bbcp -#",
-            host: "this host".into(),
+            host: THIS_HOST.into(),
             limit: VERSION_TIMEOUT,
         });
     };

@@ -1,6 +1,7 @@
 //! `links probe`: measures a link, and recommends settings for it.
 
 use std::fmt::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -12,11 +13,12 @@ use super::super::operator::{can_ask, is_confirmed};
 use super::super::{CliError, Context, output};
 use super::{Name, from_file, known};
 use crate::advice;
+use crate::settings::Settings;
 use crate::transfer::failures::TransferError;
-use crate::transfer::link::LinkName;
+use crate::transfer::link::{LinkName, Overrides};
 use crate::transfer::link_probe::{
     ASSUMED_RATE, KernelLimits, LinkProbe, Measured, ProbeError, Recommendation, TrialLimits,
-    TrialResult, size, stream_limit,
+    TrialResult, needed_buffers, size, stream_limit,
 };
 use crate::transfer::plan::{Hosts, LocalHost};
 use crate::transfer::repository::Repository;
@@ -73,22 +75,44 @@ struct KernelOfEnds {
     destination: KernelLimits,
 }
 
+/// A link that can be measured, and what is known about it without the trials.
+struct Prepared {
+    link: LinkName,
+    overrides: Overrides,
+    probe: LinkProbe,
+    limits: TrialLimits,
+    active_copies: u64,
+    round_trip: Duration,
+    kernel: KernelOfEnds,
+    /// Size of a trial in bytes.
+    bytes: u64,
+}
+
 pub(super) async fn run(
     context: &Context,
     repository: &Repository,
     arguments: Probe,
 ) -> Result<ExitCode, CliError> {
+    let is_confirmed = arguments.yes;
+    let prepared = prepare(context, repository, arguments).await?;
+    if !is_confirmed {
+        confirm(&prepared.probe, prepared.bytes).await?;
+    }
+    // Only now: until here, a signal ends this process at once.
     let mut signals = Signals::listen()?;
     let cancel = CancellationToken::new();
-    let measuring = measure(context, repository, arguments, &cancel);
-    tokio::pin!(measuring);
-    let measurement = loop {
-        tokio::select! {
-            measured = &mut measuring => break measured?,
-            // The trial's files are removed before the end.
-            () = signals.any() => cancel.cancel(),
+    let trials = {
+        let copying = prepared.run_trials(&context.settings.transfer.log_dir, &cancel);
+        tokio::pin!(copying);
+        loop {
+            tokio::select! {
+                trials = &mut copying => break trials.map_err(failed)?,
+                // The trial's files are removed before the end.
+                () = signals.any() => cancel.cancel(),
+            }
         }
     };
+    let measurement = prepared.measurement(&context.settings, trials);
     match context.json {
         true => output::json(&measurement)?,
         false => output::print(&measurement.text())?,
@@ -96,21 +120,20 @@ pub(super) async fn run(
     Ok(ExitCode::SUCCESS)
 }
 
-async fn measure(
+/// Reads the link, and measures what needs no copy.
+async fn prepare(
     context: &Context,
     repository: &Repository,
     arguments: Probe,
-    cancel: &CancellationToken,
-) -> Result<Measurement, CliError> {
+) -> Result<Prepared, CliError> {
     let link = known(repository, arguments.name).await?;
-    let overrides = repository.link(&link).await?.overrides;
+    let map = repository.map().await?;
+    let overrides = map.overrides(&link);
     let settings = overrides
         .apply_to(from_file(context, &link)?)
         .map_err(CliError::configuration)?;
     let transfer = &context.settings.transfer;
-    let further = transfer.local_hosts.iter().map(String::as_str);
-    let hosts = Hosts::new(LocalHost::new(&host(), further));
-    let map = repository.map().await?;
+    let hosts = Hosts::new(LocalHost::of_settings(&host(), transfer));
     let margin = transfer.free_space_margin;
     let probe = LinkProbe::new(&map, &link, settings, &hosts, margin).map_err(refused)?;
     let limits = TrialLimits {
@@ -118,82 +141,119 @@ async fn measure(
         duration: arguments.duration,
     };
     let traffic = repository.traffic().await?;
-    let active_copies = traffic.get(&link).map_or(0, |traffic| traffic.active);
-
     let round_trip = probe.round_trip().await.map_err(failed)?;
-    let [origin, destination] = probe.kernel_limits().await.map_err(failed)?;
-    let bytes = probe.trial_bytes(limits).await.map_err(failed)?;
-    if !arguments.yes {
-        confirm(&probe, bytes).await?;
-    }
-    let streams = probe.settings().bbcp.streams;
-    let mut trials = Vec::new();
-    for streams in [1, streams] {
-        let trial = probe.trial(streams, bytes, limits, &transfer.log_dir, cancel);
-        trials.push(trial.await.map_err(failed)?);
-    }
-    let rate = |n: usize| trials.get(n).map_or(0.0, |trial| trial.rate_bytes_per_s);
-    let bbcp = &probe.settings().bbcp;
-    let expected = size(&bbcp.max_rate).unwrap_or(ASSUMED_RATE);
-    let measured = Measured {
+    let ([origin, destination], bytes) =
+        tokio::try_join!(probe.kernel_limits(), probe.trial_bytes(limits)).map_err(failed)?;
+    Ok(Prepared {
+        active_copies: traffic.get(&link).map_or(0, |traffic| traffic.active),
+        link,
+        overrides,
+        probe,
+        limits,
         round_trip,
-        one_stream: rate(0),
-        all_streams: rate(1),
-        streams,
-        expected,
-    };
-    let recommended = measured.recommend();
-    let per_stream = stream_limit(&origin, &destination, &recommended.window);
-    let limit_bytes = per_stream.map(|limit| limit.saturating_mul(recommended.streams.into()));
-    let has_entry = |route: &crate::settings::RouteOverride| {
-        route.origin == link.origin && route.destination == link.destination
-    };
-    let mut notes = Vec::new();
-    if active_copies > 0 {
-        notes.push(format!(
-            "{active_copies} copies used the link at the same time: its full rate is higher"
-        ));
-    }
-    if limit_bytes.is_some_and(|limit| limit < recommended.bandwidth_delay_bytes) {
-        notes.push(format!(
-            "the buffers of the kernels are too small for this rate: raise the last number of net.ipv4.tcp_wmem at the \
-             origin and of net.ipv4.tcp_rmem at the destination to {} or more",
-            buffer(&recommended)
-        ));
-    }
-    if context.settings.routes.iter().any(has_entry) {
-        notes.push("the settings have [[routes]] for this link already: change that entry".into());
-    }
-    if overrides.streams.is_some() || overrides.tcp_window.is_some() {
-        notes.push(format!(
-            "`links set` has set streams or window, which overrides the settings; `ccat-transfer links set {} {} --streams \
-             default --window default` ends that",
-            link.origin, link.destination
-        ));
-    }
-    Ok(Measurement {
-        hosts: probe.hosts(),
-        directory: probe.directory().to_string(),
-        round_trip_s: round_trip.as_secs_f64(),
         kernel: KernelOfEnds {
             origin,
             destination,
         },
-        active_copies,
-        trials,
-        expected_rate_bytes_per_s: expected,
-        limit_bytes,
-        settings: recommended.settings(&link.origin, &link.destination),
-        recommended,
-        notes,
-        link,
+        bytes,
     })
 }
 
-/// Buffer in bytes that each of the recommended streams needs at the receiver, where half of it is usable.
-fn buffer(recommended: &Recommendation) -> u64 {
-    let share = recommended.bandwidth_delay_bytes / u64::from(recommended.streams).max(1);
-    share.saturating_mul(4).next_power_of_two()
+impl Prepared {
+    /// Copies with one stream, then with the configured streams.
+    async fn run_trials(
+        &self,
+        log_dir: &Path,
+        cancel: &CancellationToken,
+    ) -> Result<[TrialResult; 2], TransferError> {
+        let trial = |streams| {
+            let (bytes, limits) = (self.bytes, self.limits);
+            self.probe.trial(streams, bytes, limits, log_dir, cancel)
+        };
+        let one = trial(1).await?;
+        Ok([one, trial(self.probe.settings().bbcp.streams).await?])
+    }
+
+    /// Adds the recommendation to what was measured.
+    fn measurement(self, settings: &Settings, trials: [TrialResult; 2]) -> Measurement {
+        let bbcp = &self.probe.settings().bbcp;
+        let expected = size(&bbcp.max_rate).unwrap_or(ASSUMED_RATE);
+        let [one, all] = &trials;
+        let measured = Measured {
+            round_trip: self.round_trip,
+            one_stream: one.rate_bytes_per_s,
+            all_streams: all.rate_bytes_per_s,
+            streams: all.streams,
+            expected,
+        };
+        let recommended = measured.recommend();
+        let KernelOfEnds {
+            origin,
+            destination,
+        } = &self.kernel;
+        let per_stream = stream_limit(origin, destination, &recommended.window);
+        let limit_bytes = per_stream.map(|limit| limit.saturating_mul(recommended.streams.into()));
+        Measurement {
+            hosts: self.probe.hosts(),
+            directory: self.probe.directory().to_string(),
+            round_trip_s: self.round_trip.as_secs_f64(),
+            active_copies: self.active_copies,
+            trials: trials.into(),
+            expected_rate_bytes_per_s: expected,
+            limit_bytes,
+            settings: recommended.settings(&self.link.origin, &self.link.destination),
+            notes: self.notes(settings, &recommended, limit_bytes),
+            recommended,
+            kernel: self.kernel,
+            link: self.link,
+        }
+    }
+
+    fn notes(
+        &self,
+        settings: &Settings,
+        recommended: &Recommendation,
+        limit_bytes: Option<u64>,
+    ) -> Vec<String> {
+        let mut notes = Vec::new();
+        if self.active_copies > 0 {
+            notes.push(format!(
+                "{} copies used the link at the same time: its full rate is higher",
+                self.active_copies
+            ));
+        }
+        let on_their_way = recommended.bandwidth_delay_bytes;
+        if limit_bytes.is_some_and(|limit| limit < on_their_way) {
+            let [from, to] = self.probe.hosts();
+            let needed = needed_buffers(
+                on_their_way,
+                recommended.streams.into(),
+                &recommended.window,
+            );
+            notes.push(format!(
+                "the buffers of the kernels are too small for this rate: {}",
+                needed.advice(&from, &to)
+            ));
+        }
+        let LinkName {
+            origin,
+            destination,
+        } = &self.link;
+        if (settings.routes.iter())
+            .any(|route| route.origin == *origin && route.destination == *destination)
+        {
+            notes.push(
+                "the settings have [[routes]] for this link already: change that entry".into(),
+            );
+        }
+        if self.overrides.streams.is_some() || self.overrides.tcp_window.is_some() {
+            notes.push(format!(
+                "`links set` has set streams or window, which overrides the settings; `ccat-transfer links set {origin} \
+                 {destination} --streams default --window default` ends that"
+            ));
+        }
+        notes
+    }
 }
 
 async fn confirm(probe: &LinkProbe, bytes: u64) -> Result<(), CliError> {

@@ -21,7 +21,7 @@ pub struct DataConnection {
     pub announced: Option<String>,
     /// Reason, as far as known.
     pub problem: Unreached,
-    /// True if the listener has stopped to wait, and had no connection.
+    /// True if the listener has reported that no connection arrived in time.
     pub has_timed_out: bool,
 }
 
@@ -115,7 +115,10 @@ impl DataConnection {
         self.problem = match (used, known.address_of_ssh) {
             (Some(used), _) if used.is_loopback() => Unreached::Loopback,
             (None, _) if is_name && known.caller_was_asked => Unreached::UnknownName,
-            (Some(used), Some(of_ssh)) if used != of_ssh => Unreached::OtherAddress(of_ssh),
+            // A host may be reached by ssh over IPv6, and by bbcp over IPv4.
+            (Some(used), Some(of_ssh)) if used.is_ipv4() == of_ssh.is_ipv4() && used != of_ssh => {
+                Unreached::OtherAddress(of_ssh)
+            }
             _ => return,
         };
     }
@@ -275,6 +278,13 @@ mod tests {
         known("192.168.1.2", None, Some("10.0.0.2")),
         true,
         "which announced the address 192.168.1.2; in the connection of ssh koln has the address 10.0.0.2"
+    )]
+    #[case::another_family(
+        None,
+        Unreached::Silent,
+        known("10.0.0.2", None, Some("2001:db8::2")),
+        true,
+        "which announced the address 10.0.0.2; no connection arrived"
     )]
     #[case::rejected(
         Some("10.0.0.2"), Unreached::Stated("Connection refused".into()), known("10.0.0.2", None, Some("10.0.0.2")), true,

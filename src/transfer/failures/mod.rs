@@ -195,7 +195,7 @@ impl PatternMatch {
 }
 
 /// Name of the worker's own host in messages.
-pub(super) const THIS_HOST: &str = "this host";
+pub(crate) const THIS_HOST: &str = "this host";
 
 /// The failure to connect to a host that ssh's own output states, if any.
 pub(super) fn connection_failure(output: &str, host: &str, role: Role) -> Option<TransferError> {

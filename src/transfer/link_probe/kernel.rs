@@ -68,23 +68,74 @@ impl KernelLimits {
 }
 
 /// The most bytes that one stream can have on their way: the largest send buffer of the sender, or half of the largest
-/// receive buffer of the receiver, since the kernel keeps the other half for its own data. A window that begins with `=`
-/// turns auto-tuning off, and then the limits of `net.core` apply. `None` if the limits are unknown.
+/// receive buffer of the receiver, since the kernel keeps the other half for its own data. `None` if the limits are unknown.
+///
+/// A window that begins with `=` is fixed: the program requests it, up to `wmem_max` and `rmem_max`, and the kernel makes the
+/// buffers twice as large.
 pub(crate) fn stream_limit(
     sender: &KernelLimits,
     receiver: &KernelLimits,
     window: &str,
 ) -> Option<u64> {
-    if let Some(window) = window.strip_prefix('=') {
-        // The kernel doubles a requested size.
-        let of_kernel =
-            [sender.wmem_max, receiver.rmem_max].map(|limit| limit.map(|bytes| 2 * bytes));
-        let limits = of_kernel.into_iter().flatten();
-        return limits.chain(size(window)).min();
+    if let Some(window) = fixed(window) {
+        let send = sender.wmem_max.map(|bytes| bytes.saturating_mul(2));
+        let limits = [send, receiver.rmem_max, size(window)];
+        return limits.into_iter().flatten().min();
     }
     let send = sender.tcp_wmem.map(|[.., most]| most)?;
     let receive = receiver.tcp_rmem.map(|[.., most]| most / 2)?;
     Some(send.min(receive))
+}
+
+/// Limits of the kernels with which every stream can have its share of the bytes on their way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct NeededBuffers {
+    /// Name in `sysctl` and value at the sender.
+    sender: (&'static str, u64),
+    /// The same at the receiver.
+    receiver: (&'static str, u64),
+    /// Needed window, if it is fixed.
+    window: Option<u64>,
+}
+
+/// Computes the limits that [`stream_limit`] needs to allow a share of `on_their_way` bytes.
+pub(crate) fn needed_buffers(on_their_way: u64, streams: u64, window: &str) -> NeededBuffers {
+    let share = on_their_way.div_ceil(streams.max(1));
+    match fixed(window) {
+        Some(_) => NeededBuffers {
+            sender: ("net.core.wmem_max", share.div_ceil(2)),
+            receiver: ("net.core.rmem_max", share),
+            window: Some(share),
+        },
+        None => NeededBuffers {
+            sender: ("the last number of net.ipv4.tcp_wmem", share),
+            receiver: (
+                "the last number of net.ipv4.tcp_rmem",
+                share.saturating_mul(2),
+            ),
+            window: None,
+        },
+    }
+}
+
+impl NeededBuffers {
+    /// Names the values to change on the hosts with these names.
+    pub(crate) fn advice(&self, sender: &str, receiver: &str) -> String {
+        let (send, send_bytes) = self.sender;
+        let (receive, receive_bytes) = self.receiver;
+        let kernel = format!(
+            "raise {send} on {sender} to {send_bytes} and {receive} on {receiver} to {receive_bytes} (sysctl)"
+        );
+        match self.window {
+            Some(bytes) => format!("{kernel}, and bbcp.window to \"={bytes}\""),
+            None => kernel,
+        }
+    }
+}
+
+/// The size of a fixed window.
+fn fixed(window: &str) -> Option<&str> {
+    window.strip_prefix('=')
 }
 
 /// Number of bytes of a size or rate in bbcp's notation; `None` for an empty text.
@@ -130,6 +181,7 @@ mod tests {
     #[case::receiver(6 << 20, 4 << 20, "", Some(3 << 20))]
     #[case::fixed(32 << 20, 4 << 20, "=1m", Some(1 << 20))]
     #[case::fixed_above_the_limit(32 << 20, 4 << 20, "=8m", Some(2 << 20))]
+    #[case::fixed_without_auto_tuning(4096, 4096, "=2m", Some(2 << 20))]
     fn limit_of_a_stream(
         #[case] tcp_rmem: u64,
         #[case] tcp_wmem: u64,
@@ -139,6 +191,42 @@ mod tests {
         let limits = limits(tcp_rmem, tcp_wmem);
         assert_eq!(stream_limit(&limits, &limits, window), expected);
         assert_eq!(stream_limit(&limits, &KernelLimits::default(), "8m"), None);
+    }
+
+    #[test]
+    fn a_fixed_window_needs_the_whole_receive_buffer() {
+        let mut limits = limits(32 << 20, 4 << 20);
+        limits.wmem_max = Some(4 << 20);
+        limits.rmem_max = Some(1 << 20);
+        assert_eq!(stream_limit(&limits, &limits, "=8m"), Some(1 << 20));
+    }
+
+    /// With the needed values, the kernels allow the bytes on their way.
+    #[rstest]
+    #[case(
+        "8m",
+        "raise the last number of net.ipv4.tcp_wmem on a to 7500001 and the last number of net.ipv4.tcp_rmem on b to 15000002 (sysctl)"
+    )]
+    #[case(
+        "=1m",
+        "raise net.core.wmem_max on a to 3750001 and net.core.rmem_max on b to 7500001 (sysctl), and bbcp.window to \"=7500001\""
+    )]
+    fn needed_limits_are_enough(#[case] window: &str, #[case] advice: &str) {
+        let needed = needed_buffers(30_000_001, 4, window);
+        assert_eq!(needed.advice("a", "b"), advice);
+        let (send, receive) = (needed.sender.1, needed.receiver.1);
+        let limits = KernelLimits {
+            tcp_rmem: Some([0, 0, receive]),
+            tcp_wmem: Some([0, 0, send]),
+            rmem_max: Some(receive),
+            wmem_max: Some(send),
+            congestion_control: None,
+        };
+        let window = needed
+            .window
+            .map_or(window.to_owned(), |bytes| format!("={bytes}"));
+        let allowed = stream_limit(&limits, &limits, &window).unwrap_or(0);
+        assert!(allowed * 4 >= 30_000_001, "{allowed}");
     }
 
     #[rstest]

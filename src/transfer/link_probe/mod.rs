@@ -28,7 +28,7 @@ mod recommendation;
 mod trial_file;
 
 pub(in crate::transfer) use kernel::NAMES as KERNEL_NAMES;
-pub(crate) use kernel::{KernelLimits, size, stream_limit};
+pub(crate) use kernel::{KernelLimits, needed_buffers, size, stream_limit};
 pub(crate) use recommendation::{ASSUMED_RATE, Measured, Recommendation};
 use trial_file::TrialFile;
 
@@ -171,10 +171,11 @@ impl LinkProbe {
     /// # Errors
     /// The other host cannot be reached.
     pub(crate) async fn kernel_limits(&self) -> Result<[KernelLimits; 2], TransferError> {
-        Ok([
-            kernel_limits(self.origin.remote()).await?,
-            kernel_limits(self.destination.remote()).await?,
-        ])
+        let (origin, destination) = tokio::try_join!(
+            kernel_limits(self.origin.remote()),
+            kernel_limits(self.destination.remote()),
+        )?;
+        Ok([origin, destination])
     }
 
     /// Returns the size of a trial: the limit, or what fits at the destination.

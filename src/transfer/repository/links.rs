@@ -112,19 +112,22 @@ impl Repository {
     /// # Errors
     /// The database cannot be reached, or it refuses the statement.
     pub async fn links(&self) -> Result<Vec<Link>, DatabaseError> {
+        self.database
+            .bounded(async { Ok(self.read_links().await?) })
+            .await
+    }
+
+    pub(super) async fn read_links(&self) -> Result<Vec<Link>, DbErr> {
         use transfer_worker_link::{Column, Entity};
         if !self.schema.has_links {
             return Ok(Vec::new());
         }
-        let reading = async {
-            let rows = Entity::find()
-                .order_by_asc(Column::Origin)
-                .order_by_asc(Column::Destination)
-                .all(self.database.connection())
-                .await?;
-            Ok(rows.into_iter().map(Link::from).collect())
-        };
-        self.database.bounded(reading).await
+        let rows = Entity::find()
+            .order_by_asc(Column::Origin)
+            .order_by_asc(Column::Destination)
+            .all(self.database.connection())
+            .await?;
+        Ok(rows.into_iter().map(Link::from).collect())
     }
 
     /// Returns one link; without limits if it has no row.

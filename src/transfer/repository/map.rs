@@ -10,7 +10,7 @@ use sea_orm::{ConnectionTrait, DbErr, EntityTrait, QueryOrder};
 
 use super::{LocationRecord, Repository};
 use crate::transfer::database::DatabaseError;
-use crate::transfer::link::LinkName;
+use crate::transfer::link::{Link, LinkName, Overrides};
 
 /// All locations and routes.
 #[derive(Debug, Clone)]
@@ -19,6 +19,8 @@ pub struct LocationMap {
     pub locations: Vec<LocationRecord>,
     /// Links with a route, each once for each method.
     pub links: Vec<RoutedLink>,
+    /// Links with a row of their own, which may override settings.
+    pub limited_links: Vec<Link>,
     /// Size in bytes of the largest package that waits for each location, by the location's id.
     pub largest_waiting: HashMap<i64, u64>,
     /// Ids of the locations from which transfers wait to be copied.
@@ -32,6 +34,15 @@ pub struct RoutedLink {
     pub name: LinkName,
     /// Program that makes the copies, e.g. `bbcp`.
     pub method: Option<String>,
+}
+
+impl LocationMap {
+    /// Settings of a link that its row overrides.
+    #[must_use]
+    pub fn overrides(&self, name: &LinkName) -> Overrides {
+        let link = self.limited_links.iter().find(|link| link.name == *name);
+        link.map(|link| link.overrides.clone()).unwrap_or_default()
+    }
 }
 
 impl Repository {
@@ -60,6 +71,7 @@ impl Repository {
         Ok(LocationMap {
             locations,
             links: self.read_routed_links().await?,
+            limited_links: self.read_links().await?,
             largest_waiting: self.largest_waiting().await?,
             waiting_origins: self.waiting_origins().await?,
         })

@@ -25,7 +25,7 @@ use super::{
     AbsolutePath, DigestResult, Facts, FileKind, FileTime, Links, ReadOptions, RootProblem, storage,
 };
 use crate::transfer::digest::{self, FileDigest};
-use crate::transfer::failures::{Role, TransferError};
+use crate::transfer::failures::{Role, THIS_HOST, TransferError};
 
 pub(in crate::transfer) mod directory;
 pub(super) mod partial;
@@ -39,9 +39,6 @@ const OPERATION_LIMIT: Duration = Duration::from_secs(60);
 
 /// Number of stall checks per stall time-out.
 const POLLS: u32 = 4;
-
-/// Name of this host in messages.
-const THIS_HOST: &str = "this host";
 
 /// Runs `work` in a thread for blocking calls, for at most [`OPERATION_LIMIT`].
 async fn blocking<T, F>(operation: &'static str, work: F) -> Result<T, TransferError>
