@@ -18,7 +18,7 @@ CELERYS_DEFAULTS = {"worker_prefetch_multiplier": 4, "task_track_started": False
 
 # Settings of the Rust worker. Others are of the client, or of Python's pools.
 DEFAULTS = Path(__file__).resolve().parents[2] / "crates/celery-worker-cli/src/settings/defaults.toml"
-KNOWN = tomllib.loads(DEFAULTS.read_text())["celery"] | {"task_queues": {}}
+KNOWN = tomllib.loads(DEFAULTS.read_text())["celery"] | {"task_queues": {}, "task_routes": {}}
 
 
 class Worker:

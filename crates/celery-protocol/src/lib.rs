@@ -11,6 +11,7 @@ pub mod content;
 pub mod envelope;
 pub mod event;
 pub mod exception;
+pub mod glob;
 mod headers;
 mod json;
 pub mod message;

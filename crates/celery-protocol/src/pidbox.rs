@@ -4,6 +4,7 @@ use regex::{Regex, RegexBuilder};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::glob::Glob;
 use super::message::JSON;
 use super::{Properties, RawMessage};
 
@@ -72,7 +73,10 @@ impl ControlRequest {
         let pattern = self.pattern.as_deref().filter(|text| !text.is_empty());
         match (nodes, pattern, self.matcher.as_deref()) {
             (Some(nodes), _, _) => nodes.iter().any(|node| node == hostname),
-            (None, Some(pattern), Some("glob")) => matches(&glob(pattern), hostname),
+            (None, Some(pattern), Some("glob" | "pcre")) if pattern.len() > MAX_PATTERN_TEXT => {
+                false
+            }
+            (None, Some(pattern), Some("glob")) => Glob::new(pattern).matches(hostname),
             (None, Some(pattern), Some("pcre")) => matches(&format!("^(?:{pattern})"), hostname),
             _ => true,
         }
@@ -167,29 +171,8 @@ pub fn reply(hostname: &str, ticket: Option<&str>, clock: u64, reply: &Value) ->
 }
 
 fn matches(pattern: &str, text: &str) -> bool {
-    if pattern.len() > MAX_PATTERN_TEXT {
-        return false;
-    }
     let built: Result<Regex, _> = RegexBuilder::new(pattern).size_limit(MAX_PATTERN).build();
     built.is_ok_and(|regex| regex.is_match(text))
-}
-
-/// A shell pattern as a regular expression: `*`, `?`, `[...]` and `[!...]`.
-fn glob(pattern: &str) -> String {
-    let mut regex = String::from("^(?s:");
-    let mut before = None;
-    for c in pattern.chars() {
-        match c {
-            '!' if before == Some('[') => regex.push('^'),
-            '*' => regex.push_str(".*"),
-            '?' => regex.push('.'),
-            '[' | ']' | '-' => regex.push(c),
-            c => regex.push_str(&regex::escape(&c.to_string())),
-        }
-        before = Some(c);
-    }
-    regex.push_str(")$");
-    regex
 }
 
 #[cfg(test)]

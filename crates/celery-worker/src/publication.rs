@@ -69,7 +69,7 @@ impl TaskPublisher {
                     exchange,
                     routing_key,
                 }) => return to_exchange(exchange, routing_key, message),
-                Some(TaskRoute::Queue(queue) | TaskRoute::QueueOf { queue }) => queue,
+                Some(TaskRoute::Queue(queue)) => queue,
                 None => &self.default_queue,
             },
         };

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use celery_worker::broker::amqp;
 use celery_worker::broker::redis::{self, RedisTransportOptions};
-use celery_worker::broker::{BrokerError, FailoverStrategy};
+use celery_worker::broker::{BrokerError, FailoverStrategy, MAX_NAME_BYTES};
 use celery_worker::results;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
@@ -350,32 +350,36 @@ impl Celery {
 
     fn check_queues(&self, problems: &mut SectionProblems<'_>) {
         for (name, queue) in &self.task_queues {
-            let texts = [
-                Some(name),
-                queue.exchange.as_ref(),
-                queue.routing_key.as_ref(),
-            ];
-            problems.require(
-                !name.is_empty() && texts.into_iter().flatten().all(|text| text.len() <= 255),
-                &format!("task_queues.{name}"),
-                "names and keys must be no longer than 255 bytes, and the queue's not empty",
-            );
+            let others = [queue.exchange.as_deref(), queue.routing_key.as_deref()];
+            let key = format!("task_queues.{name}");
+            check_names(problems, &key, name, others.into_iter().flatten());
         }
         for (name, route) in &self.task_routes {
-            let (target, key) = match route {
-                TaskRoute::Queue(queue) | TaskRoute::QueueOf { queue } => (queue, queue),
+            let (target, other) = match route {
+                TaskRoute::Queue(queue) => (queue, None),
                 TaskRoute::Exchange {
                     exchange,
                     routing_key,
-                } => (exchange, routing_key),
+                } => (exchange, Some(routing_key.as_str())),
             };
-            problems.require(
-                !target.is_empty() && target.len() <= 255 && key.len() <= 255,
-                &format!("task_routes.{name}"),
-                "names and keys must be no longer than 255 bytes, and a queue's or exchange's not empty",
-            );
+            check_names(problems, &format!("task_routes.{name}"), target, other);
         }
     }
+}
+
+/// Adds a problem if AMQP cannot represent a name of a queue or exchange, or one of the names and keys that belong to it.
+fn check_names<'a>(
+    problems: &mut SectionProblems<'_>,
+    key: &str,
+    name: &str,
+    others: impl IntoIterator<Item = &'a str>,
+) {
+    let mut fit = others.into_iter().chain([name]);
+    problems.require(
+        !name.is_empty() && fit.all(|text| text.len() <= MAX_NAME_BYTES),
+        key,
+        &format!("names and keys must be no longer than {MAX_NAME_BYTES} bytes, and that of a queue or exchange not empty"),
+    );
 }
 
 /// Serializer of a result.

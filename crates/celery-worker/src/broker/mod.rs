@@ -46,6 +46,9 @@ pub use routes::TaskRoute;
 pub(crate) use sending::{RABBITMQ, Sending, messaging_system};
 pub use topology::{Binding, Declaration, Exchange, Queue, Route, TaskQueues};
 
+/// Maximum length of the name of a queue or exchange and of a routing key, in bytes: a short string of AMQP 0-9-1.
+pub const MAX_NAME_BYTES: usize = u8::MAX as usize;
+
 /// A message to publish.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -216,7 +219,7 @@ pub enum BrokerError {
         panic: String,
     },
     /// The protocol cannot represent the name of a queue or exchange, or a routing key.
-    #[error("name is longer than 255 bytes: `{0}…`")]
+    #[error("name is longer than {MAX_NAME_BYTES} bytes: `{0}…`")]
     Name(String),
 }
 

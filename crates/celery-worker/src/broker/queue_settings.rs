@@ -93,7 +93,7 @@ pub struct TaskQueue {
 pub struct QueueSettings {
     /// `task_queues`
     pub task_queues: BTreeMap<String, TaskQueue>,
-    /// `task_routes`: destinations by the names of tasks, or by patterns in which `*` is any text.
+    /// `task_routes`: destinations by the names of tasks, or by patterns with `*`, `?` and `[…]`.
     pub task_routes: BTreeMap<String, TaskRoute>,
     /// `task_default_queue`
     pub task_default_queue: String,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::{Expires, ResultAccess, ResultBackend, ResultError};
-use crate::broker::{Broker, Publication};
+use crate::broker::{Broker, MAX_NAME_BYTES, Publication};
 use crate::offload::{is_large, offload};
 use celery_protocol::message::{JSON, TaskMessage};
 use celery_protocol::result::ResultMeta;
@@ -14,9 +14,6 @@ use celery_protocol::{Properties, RawMessage};
 
 /// Time limit of one attempt to send.
 const WITHIN: Duration = Duration::from_secs(10);
-
-/// Maximum length in bytes of a short string of AMQP 0-9-1, such as a routing key or a correlation id.
-const SHORT: usize = 255;
 
 /// Sends results through the broker. The reply queue belongs to the caller: it is not declared here, and if it does not
 /// exist, the broker drops the result, as for a Python worker.
@@ -69,7 +66,7 @@ impl ResultBackend for Rpc {
             return Ok(());
         };
         // Only a message that was made by hand has such values; no broker would accept the result.
-        if reply_to.len() > SHORT || message.correlation_id.len() > SHORT {
+        if reply_to.len() > MAX_NAME_BYTES || message.correlation_id.len() > MAX_NAME_BYTES {
             tracing::warn!(
                 task_id = meta.task_id,
                 "the task's reply_to or correlation_id is longer than 255 bytes; its result is dropped"
