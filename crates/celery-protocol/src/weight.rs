@@ -54,7 +54,8 @@ pub(super) fn of_map(map: &Map<String, Value>) -> usize {
 }
 
 /// Memory of a decoded value, in bytes.
-pub(super) fn of_value(value: &Value) -> usize {
+#[must_use]
+pub fn of_value(value: &Value) -> usize {
     VALUE
         + match value {
             Value::Null | Value::Bool(_) | Value::Number(_) => 0,

@@ -55,9 +55,23 @@ pub(super) type Options = Map<String, Value>;
 /// # Errors
 /// [`SignatureError`](super::SignatureError) if it cannot be applied. The caller must not send anything in this case.
 pub fn apply(signature: Signature, call: &Call<'_>) -> Result<Plan, Error> {
-    signature.check()?;
+    apply_all([signature], call)
+}
+
+/// Applies several signatures, to which the limits of one apply together. The result of the plan is that of the last one.
+///
+/// # Errors
+/// [`SignatureError`](super::SignatureError) if one of them cannot be applied. The caller must not send anything in this
+/// case.
+pub fn apply_all(
+    signatures: impl IntoIterator<Item = Signature>,
+    call: &Call<'_>,
+) -> Result<Plan, Error> {
     let mut applying = Applying::new(*call);
-    applying.apply_alone(signature)?;
+    for signature in signatures {
+        signature.check()?;
+        applying.apply_alone(signature)?;
+    }
     Ok(applying.plan)
 }
 

@@ -28,7 +28,7 @@ mod replace;
 mod results;
 mod signature;
 
-pub use apply::{after_failure, after_success, apply, chord_body};
+pub use apply::{after_failure, after_success, apply, apply_all, chord_body};
 pub use builder::Expiry;
 pub use compose::{chain, chord, group};
 pub use failure::{BodyFailure, body_failures, chord_error, failed_steps};

@@ -267,6 +267,23 @@ impl Client {
         self.carry_out(plan).await
     }
 
+    /// Sends several signatures; none of them, if one cannot be applied.
+    pub(crate) async fn send_all(&self, signatures: Vec<Signature>) -> Result<(), SendError> {
+        let role = self.role();
+        let call = Call {
+            role: &role,
+            ..self.call(self.reply_to().await?)
+        };
+        let plan = match &self.parent {
+            None => canvas::apply_all(signatures, &call)?,
+            Some(parent) => canvas::apply_all(signatures, &call.for_task(&parent.message, &role))?,
+        };
+        match plan.effects.is_empty() {
+            true => Ok(()),
+            false => self.carry_out(plan).await.map(drop),
+        }
+    }
+
     /// Replaces a running task by a signature; see [`celery_protocol::canvas::replace`]. The task has to end without a
     /// result then.
     pub(crate) async fn replace(
