@@ -47,7 +47,7 @@ def test_revoked_ids_survive_a_restart(start, tmp_path, kind):
     flags = ("--statedb", tmp_path / "state")
     worker = start(kind, *flags)
     task_id = str(uuid.uuid4())
-    start.app.control.revoke(task_id, reply=True, timeout=5)
+    start.app.control.revoke(task_id, reply=True, limit=1, timeout=5)
     worker.signal(signal.SIGTERM)
     assert worker.ended() == 0
 
@@ -61,7 +61,7 @@ def test_revoked_ids_survive_the_death_of_the_worker(start, tmp_path):
     path = tmp_path / "state"
     worker = start("rust", "--statedb", path)
     task_id = str(uuid.uuid4())
-    start.app.control.revoke(task_id, reply=True, timeout=5)
+    start.app.control.revoke(task_id, reply=True, limit=1, timeout=5)
     until(lambda: path.exists() and task_id in path.read_text(), "the id is saved")
     worker.kill()
     start("rust", "--statedb", path)
@@ -72,21 +72,40 @@ def test_a_damaged_state_file_is_reported_and_replaced(start, tmp_path):
     path = tmp_path / "state"
     path.write_text("{")
     worker = start("rust", "--statedb", path)
-    worker.says("the state file cannot be read")
-    start.app.control.revoke("an-id", reply=True, timeout=5)
+    worker.says("the state file is damaged")
+    assert (tmp_path / "state.damaged").read_text() == "{"
+    start.app.control.revoke("an-id", reply=True, limit=1, timeout=5)
     until(lambda: "an-id" in path.read_text(), "the id is saved")
+
+
+def test_a_failure_to_write_the_state_file_is_logged_once(start, tmp_path):
+    directory = tmp_path / "states"
+    directory.mkdir()
+    worker = start("rust", "--statedb", directory / "state")
+    directory.rename(tmp_path / "gone")
+    start.app.control.revoke("an-id", reply=True, limit=1, timeout=5)
+    worker.says("the state file cannot be written")
+    # It is tried again every second.
+    start.app.control.revoke("another-id", reply=True, limit=1, timeout=5)
+    (tmp_path / "gone").rename(directory)
+    worker.says("the state file is written again")
+    assert worker.log().count("the state file cannot be written") == 1
+    assert "another-id" in (directory / "state").read_text()
+
+
+def test_a_state_file_that_cannot_be_written_is_found_at_the_start(start, tmp_path):
+    with pytest.raises(AssertionError, match="ended early(?s:.*)--statedb: (?s:.*)No such file or directory"):
+        start("rust", "--statedb", tmp_path / "missing" / "state")
 
 
 def test_usr1_logs_the_tasks(start):
     worker = start("rust", "-c", "1", "--prefetch-multiplier", "5")
-    ids = {
-        "runs": start.app.send_task("tasks.sleep", (30,), queue=start.queue).id,
-        "waits for a slot or for its rate limit": start.app.send_task("tasks.echo", (1,), queue=start.queue).id,
-        "waits for its eta": start.app.send_task("tasks.echo", (2,), queue=start.queue, countdown=60).id,
-    }
-    until(lambda: worker.log().count('"task received"') == 3, "the tasks are received")
+    ids = {"runs": start.app.send_task("tasks.sleep", (30,), queue=start.queue).id}
     # The progress that the task reports reaches the worker some time after its start.
     until(lambda: '"progress"' in json.dumps(start.app.control.inspect(timeout=1).active()), "progress")
+    ids["waits for a slot or for its rate limit"] = start.app.send_task("tasks.echo", (1,), queue=start.queue).id
+    ids["waits for its eta"] = start.app.send_task("tasks.echo", (2,), queue=start.queue, countdown=60).id
+    until(lambda: worker.log().count('"task received"') == 3, "the tasks are received")
     worker.signal(signal.SIGUSR1)
     worker.says("activity of the worker")
     for says, task_id in ids.items():

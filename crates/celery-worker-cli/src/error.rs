@@ -1,6 +1,8 @@
 //! Errors of the process, and its exit codes.
 
 use celery_worker::broker::BrokerError;
+use celery_worker::worker::WorkerError;
+use service_connection::error_chain::chain;
 
 use crate::health::BindError;
 use crate::metrics;
@@ -93,6 +95,19 @@ impl From<BrokerError> for ProcessError {
         match settings::key_of_broker_option(option) {
             Some(key) => Self::BrokerSetting { key, source: error },
             None => Self::Broker(error),
+        }
+    }
+}
+
+impl From<WorkerError> for ProcessError {
+    fn from(error: WorkerError) -> Self {
+        match error {
+            WorkerError::Broker(error) => error.into(),
+            WorkerError::StateFile { path, source } => Self::Configuration(format!(
+                "--statedb: {} cannot be used: {source}; name a file in a directory that the worker can write",
+                path.display()
+            )),
+            error => Self::Failed(chain(&error).to_string()),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Builder for a worker from URLs.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -10,7 +11,7 @@ use crate::observer::Observer;
 use crate::results::{self, ResultError};
 use crate::task::{DuplicateTask, Registry, Task};
 
-/// Error of a worker that [`Worker::builder`] created.
+/// Error of a worker.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WorkerError {
@@ -23,6 +24,14 @@ pub enum WorkerError {
     /// The result backend's URL cannot be used.
     #[error("the result backend cannot be used")]
     Results(#[from] ResultError),
+    /// The file for revoked ids cannot be read or written.
+    #[error("the state file {} cannot be used", path.display())]
+    StateFile {
+        /// Path of the file.
+        path: PathBuf,
+        /// Reason of the system.
+        source: std::io::Error,
+    },
     /// Signals cannot be received.
     #[error("signals of the process cannot be received")]
     Signals(#[from] std::io::Error),
@@ -182,10 +191,10 @@ impl WorkerBuilder {
         let running = worker.run();
         tokio::pin!(running);
         tokio::select! {
-            ended = &mut running => return Ok(ended?),
+            ended = &mut running => return ended,
             () = stop => shutdown.warm(),
         }
-        Ok(running.await?)
+        running.await
     }
 
     /// Runs the worker until SIGTERM or SIGINT; then it finishes its running tasks. A second signal, or SIGQUIT, stops them, and
@@ -204,7 +213,7 @@ impl WorkerBuilder {
         let mut is_stopping = false;
         loop {
             let is_cold = tokio::select! {
-                ended = &mut running => return Ok(ended?),
+                ended = &mut running => return ended,
                 _ = terminate.recv() => is_stopping,
                 _ = interrupt.recv() => is_stopping,
                 _ = quit.recv() => true,

@@ -19,9 +19,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-use crate::broker::{
-    Broker, BrokerError, NoPropagation, Queue, Subscription, TaskQueues, TracePropagation,
-};
+use crate::broker::{Broker, NoPropagation, Queue, Subscription, TaskQueues, TracePropagation};
 use crate::client::{Client, ClientOptions};
 use crate::liveness::{self, LivenessRegistry};
 use crate::observer::{BrokerConnection, Observer};
@@ -35,7 +33,6 @@ use celery_protocol::event::Event;
 mod acceptance;
 mod activity;
 mod admission;
-mod autoretry;
 pub(crate) mod bounded_queue;
 mod builder;
 mod builtin;
@@ -346,8 +343,8 @@ impl Worker {
     /// Runs until a shutdown is requested and all accepted messages are settled.
     ///
     /// # Errors
-    /// The broker client has stopped reconnecting.
-    pub async fn run(self) -> Result<(), BrokerError> {
+    /// [`WorkerError::Broker`] if the broker client has stopped reconnecting, [`WorkerError::StateFile`] at the start.
+    pub async fn run(self) -> Result<(), WorkerError> {
         let Self {
             runtime,
             served,
@@ -360,8 +357,14 @@ impl Worker {
                 "only Redis as the broker allows a worker without prefetch; the broker sends messages ahead"
             );
         }
-        let state_file = runtime.config.state_file.as_deref();
-        let keeper = state_file.map(|path| StateKeeper::start(path, runtime.clone()));
+        let keeper = match runtime.config.state_file.as_deref() {
+            Some(path) => {
+                let started = StateKeeper::start(path, runtime.clone()).await;
+                let path = path.to_owned();
+                Some(started.map_err(|source| WorkerError::StateFile { path, source })?)
+            }
+            None => None,
+        };
         let queue = |name: &String| runtime.config.task_queues.queue(name);
         let queues: Vec<Queue> = runtime.config.queues.iter().map(queue).collect();
         let mut consumer = runtime.broker.consume(Subscription {
@@ -433,7 +436,7 @@ impl Worker {
         runtime.events.close().await;
         runtime.broker.close().await;
         match consumer.failure() {
-            Some(error) => Err(error.clone()),
+            Some(error) => Err(error.clone().into()),
             None => {
                 tracing::info!("worker stopped");
                 Ok(())

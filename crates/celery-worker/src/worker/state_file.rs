@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::task::JoinHandle;
+use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::revocation::Revoked;
 use super::runtime::Runtime;
@@ -29,12 +30,19 @@ struct StateFile {
     path: PathBuf,
     /// Number of additions to the ids that the file contains.
     written: u64,
+    /// True if the last attempt to write has failed.
+    is_failing: bool,
 }
 
 impl StateFile {
-    /// Adds the ids of the file to those of the worker. A file that cannot be read is reported, and replaced.
-    fn load(path: &Path, revoked: &Revoked) -> Self {
-        match read(path) {
+    /// Adds the ids of the file to those of the worker, and writes the file. One that has another content is reported and
+    /// kept under another name.
+    ///
+    /// # Errors
+    /// The file cannot be read or written.
+    async fn open(path: &Path, revoked: &Revoked) -> io::Result<Self> {
+        let at = path.to_owned();
+        match blocking(move || read(&at)).await? {
             Ok(state) => {
                 let now = unix_seconds(clock::now());
                 let count = state.revoked.len();
@@ -45,24 +53,46 @@ impl StateFile {
                 revoked.restore(ids);
                 tracing::info!(path = %path.display(), revoked = count, "state of the last run read");
             }
-            Err(error) => tracing::error!(
+            Err(Damaged { kept, error }) => tracing::error!(
                 path = %path.display(),
+                kept = %kept.display(),
                 %error,
-                "the state file cannot be read, so ids that were revoked before the start are unknown"
+                "the state file is damaged, so ids that were revoked before the start are unknown"
             ),
         }
-        Self {
+        let mut file = Self {
             path: path.to_owned(),
-            written: revoked.additions(),
+            written: 0,
+            is_failing: false,
+        };
+        file.write(revoked).await?;
+        Ok(file)
+    }
+
+    /// Writes the file if ids were added. A failure is reported once, until the file can be written again.
+    async fn save(&mut self, revoked: &Revoked) {
+        if revoked.additions() == self.written {
+            return;
+        }
+        match self.write(revoked).await {
+            Ok(()) if self.is_failing => {
+                self.is_failing = false;
+                tracing::info!(path = %self.path.display(), "the state file is written again");
+            }
+            Err(error) if !self.is_failing => {
+                self.is_failing = true;
+                tracing::error!(
+                    path = %self.path.display(),
+                    %error,
+                    "the state file cannot be written, so a restart would forget revoked ids"
+                );
+            }
+            Ok(()) | Err(_) => {}
         }
     }
 
-    /// Writes the file if ids were added.
-    async fn save(&mut self, revoked: &Revoked) {
+    async fn write(&mut self, revoked: &Revoked) -> io::Result<()> {
         let additions = revoked.additions();
-        if additions == self.written {
-            return;
-        }
         let now = unix_seconds(clock::now());
         let entries = revoked.with_ages().into_iter();
         let state = State {
@@ -71,28 +101,25 @@ impl StateFile {
                 .collect(),
         };
         let path = self.path.clone();
-        let written = tokio::task::spawn_blocking(move || write(&path, &state)).await;
-        match written.map_err(io::Error::other).flatten() {
-            Ok(()) => self.written = additions,
-            Err(error) => tracing::error!(
-                path = %self.path.display(),
-                %error,
-                "the state file cannot be written, so a restart would forget revoked ids"
-            ),
-        }
+        blocking(move || write(&path, &state)).await?;
+        self.written = additions;
+        Ok(())
     }
 }
 
 /// Saves revoked ids while the worker runs.
 pub(super) struct StateKeeper {
     stop: CancellationToken,
-    saving: JoinHandle<()>,
+    saving: AbortOnDropHandle<()>,
 }
 
 impl StateKeeper {
-    /// Reads the file, and begins to save.
-    pub(super) fn start(path: &Path, runtime: Arc<Runtime>) -> Self {
-        let mut file = StateFile::load(path, &runtime.revoked);
+    /// Reads the file, writes it, and begins to save.
+    ///
+    /// # Errors
+    /// The file cannot be read or written.
+    pub(super) async fn start(path: &Path, runtime: Arc<Runtime>) -> io::Result<Self> {
+        let mut file = StateFile::open(path, &runtime.revoked).await?;
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         let saving = tokio::spawn(async move {
@@ -102,7 +129,10 @@ impl StateKeeper {
             }
             file.save(&runtime.revoked).await;
         });
-        Self { stop, saving }
+        Ok(Self {
+            stop,
+            saving: AbortOnDropHandle::new(saving),
+        })
     }
 
     /// Saves for the last time.
@@ -113,21 +143,47 @@ impl StateKeeper {
     }
 }
 
-fn read(path: &Path) -> io::Result<State> {
-    match std::fs::read(path) {
-        Ok(text) => Ok(serde_json::from_slice(&text)?),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(State::default()),
-        Err(error) => Err(error),
+/// Runs work with files on a thread that may block.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    spawn_blocking(work).await.map_err(io::Error::other)?
+}
+
+/// A file with another content than a state.
+struct Damaged {
+    /// Its new name.
+    kept: PathBuf,
+    error: serde_json::Error,
+}
+
+fn read(path: &Path) -> io::Result<Result<State, Damaged>> {
+    let text = match std::fs::read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Ok(State::default())),
+        Err(error) => return Err(error),
+    };
+    match serde_json::from_slice(&text) {
+        Ok(state) => Ok(Ok(state)),
+        Err(error) => {
+            let kept = with_suffix(path, ".damaged");
+            std::fs::rename(path, &kept)?;
+            Ok(Err(Damaged { kept, error }))
+        }
     }
 }
 
 /// Replaces the file in one step.
 fn write(path: &Path, state: &State) -> io::Result<()> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".new");
-    let new = PathBuf::from(name);
+    let new = with_suffix(path, ".new");
     let mut file = std::fs::File::create(&new)?;
     file.write_all(&serde_json::to_vec(state)?)?;
     file.sync_all()?;
     std::fs::rename(new, path)
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
 }
