@@ -122,12 +122,14 @@ def autoretry(self, times, exc_type):
     raise getattr(builtins, exc_type)("temporary failure")
 
 
-@app.task(name="tasks.guarded")
-def guarded(seconds):
+@app.task(name="tasks.guarded", bind=True)
+def guarded(self, seconds, after=0.0):
     try:
         time.sleep(seconds)
         return "slept"
     except SoftTimeLimitExceeded:
+        self.update_state(state="CAUGHT")
+        time.sleep(after)
         return "caught"
 
 

@@ -14,6 +14,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -229,6 +230,37 @@ def descendants(pid):
             for child in task.read_text().split():
                 found += [int(child), *descendants(int(child))]
     return found
+
+
+# ---------------------------------------------------------------- events
+
+
+@contextlib.contextmanager
+def events(app):
+    """Collects events from now on; a worker has to run, because its heartbeats show that the collecting has begun."""
+    seen = []
+    with app.connection() as connection:
+        receiver = app.events.Receiver(connection, handlers={"*": seen.append})
+
+        def receive():
+            # Without a time limit: at its end the queue is removed, and events are lost until the next queue
+            # exists.
+            while not receiver.should_stop:
+                with contextlib.suppress(OSError):
+                    receiver.capture(limit=None, timeout=None, wakeup=False)
+
+        thread = threading.Thread(target=receive, daemon=True)
+        thread.start()
+        try:
+            until(lambda: seen, "a heartbeat is seen")
+            yield seen
+        finally:
+            receiver.should_stop = True
+            thread.join(10)
+
+
+def types(seen, **fields):
+    return [event["type"] for event in seen if all(event.get(k) == v for k, v in fields.items())]
 
 
 # ---------------------------------------------------------------- a deployment

@@ -1,6 +1,5 @@
 """Monitors: `celery inspect`, `celery control` and event receivers see a worker like any other."""
 
-import contextlib
 import json
 import re
 import socket
@@ -15,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 from celery import Celery
 
-from support import MB, TRANSFER, backend_url, clean_environment, python_worker, tasks_worker, until
+from support import MB, TRANSFER, backend_url, clean_environment, events, python_worker, tasks_worker, types, until
 
 BROKERS = ["rabbitmq", "redis"]
 
@@ -36,34 +35,6 @@ def celery(broker, *arguments):
         timeout=60,
     )
     return done.stdout + done.stderr
-
-
-@contextlib.contextmanager
-def events(app):
-    """Collects events from now on; a worker has to run, because its heartbeats show that the collecting has begun."""
-    seen = []
-    with app.connection() as connection:
-        receiver = app.events.Receiver(connection, handlers={"*": seen.append})
-
-        def receive():
-            # Without a time limit: at its end the queue is removed, and events are lost until the next queue
-            # exists.
-            while not receiver.should_stop:
-                with contextlib.suppress(OSError):
-                    receiver.capture(limit=None, timeout=None, wakeup=False)
-
-        thread = threading.Thread(target=receive, daemon=True)
-        thread.start()
-        try:
-            until(lambda: seen, "a heartbeat is seen")
-            yield seen
-        finally:
-            receiver.should_stop = True
-            thread.join(10)
-
-
-def types(seen, **fields):
-    return [event["type"] for event in seen if all(event.get(k) == v for k, v in fields.items())]
 
 
 def test_the_command_line(deployment):

@@ -182,15 +182,24 @@ async fn autoretry(times: u32, exc_type: String, cx: TaskContext) -> TaskResult<
     }
 }
 
-/// Sleeps; at the soft time limit, it returns instead of failing.
+/// Sleeps; at the soft time limit, it sets the state CAUGHT, sleeps for another time, and returns.
 #[task(name = "tasks.guarded", acks_late, cooperative)]
-async fn guarded(seconds: f64, cx: TaskContext) -> TaskResult<&'static str> {
+async fn guarded(
+    seconds: f64,
+    #[default = 0.0] after: f64,
+    cx: TaskContext,
+) -> TaskResult<&'static str> {
     tokio::select! {
-        () = tokio::time::sleep(self::seconds(seconds)?) => Ok("slept"),
-        () = cx.cancelled().cancelled() => match cx.soft_time_limit_exceeded().is_cancelled() {
-            true => Ok("caught"),
-            false => Err(TaskError::Stopped),
-        },
+        () = tokio::time::sleep(self::seconds(seconds)?) => return Ok("slept"),
+        () = cx.cancelled().cancelled() => {}
+    }
+    if !cx.soft_time_limit_exceeded().is_cancelled() {
+        return Err(TaskError::Stopped);
+    }
+    cx.update_state("CAUGHT", ()).await?;
+    tokio::select! {
+        () = tokio::time::sleep(self::seconds(after)?) => Ok("caught"),
+        () = cx.must_stop().cancelled() => Err(TaskError::Stopped),
     }
 }
 

@@ -9,8 +9,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use celery_protocol::canvas::{Signature, group};
+use celery_protocol::message::TaskMessage;
 use celery_worker::client::{AsyncResult, Client, GetError};
 use celery_worker::prelude::*;
+use celery_worker::task::Discarded;
 use celery_worker::worker::{Shutdown, WorkerBuilder};
 use serde_json::{Value, json};
 
@@ -83,6 +85,34 @@ async fn states(
         seen.push(json!([info["status"], info["result"]["step"]]));
     }
     Ok(seen.into())
+}
+
+#[derive(TaskArgs)]
+struct RefusingArgs {
+    x: i64,
+}
+
+/// Notes the number of retries at each call of `discard`.
+struct Refusing(Arc<Mutex<Vec<u32>>>);
+
+impl Task for Refusing {
+    const NAME: &'static str = "tasks.refusing";
+    const OPTIONS: TaskOptions = TaskOptions::DEFAULT
+        .autoretry_for(&["TypeError"])
+        .max_retries(2)
+        .default_retry_delay(Duration::ZERO);
+    type Args = RefusingArgs;
+    type Output = ();
+
+    async fn run(&self, args: RefusingArgs, _: TaskContext) -> TaskResult<()> {
+        let _ = args.x;
+        Ok(())
+    }
+
+    async fn discard(&self, message: &TaskMessage, reason: &Discarded) {
+        assert!(matches!(reason, Discarded::WrongArguments(_)));
+        self.0.lock().unwrap().push(message.retries);
+    }
 }
 
 #[task(name = "tasks.logs")]
@@ -206,6 +236,20 @@ async fn a_retry_runs_again_and_counts() {
     let (client, _worker) = start("retry").await;
     let result = client.send(third_time::s()).await.unwrap();
     assert_eq!(result.get::<u32>(LIMIT).await.unwrap(), 2);
+}
+
+/// A message with wrong arguments may be retried; it ends, and is discarded, after the last retry.
+#[tokio::test]
+async fn a_message_is_discarded_after_its_last_retry() {
+    let url = "memory://discarded";
+    let client = Client::builder(url).results(url).build().await.unwrap();
+    let discarded = Arc::new(Mutex::new(Vec::new()));
+    let worker = Worker::builder(url).results(url);
+    let _worker = Running::of(worker.task(Refusing(discarded.clone())));
+    let result = client.send(Signature::new("tasks.refusing")).await.unwrap();
+    let (class, _) = exception(result).await;
+    assert_eq!(class, "TypeError");
+    assert_eq!(*discarded.lock().unwrap(), [2]);
 }
 
 #[tokio::test]

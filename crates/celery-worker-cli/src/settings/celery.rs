@@ -371,7 +371,7 @@ impl Celery {
 fn check_names<'a>(
     problems: &mut SectionProblems<'_>,
     key: &str,
-    name: &str,
+    name: &'a str,
     others: impl IntoIterator<Item = &'a str>,
 ) {
     let mut fit = others.into_iter().chain([name]);

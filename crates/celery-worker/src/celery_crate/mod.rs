@@ -29,8 +29,9 @@ use service_connection::error_chain::panic_text;
 
 use self::params::ParamsError;
 use crate::task::{
-    Arguments, Discarded, DuplicateTask, Outcome, RaisedSlot, RegisteredTask, Registry, Retry, Run,
-    TaskContext, TaskError, TaskOptions, When, arguments, refuse, returned_value, unless_stopped,
+    Arguments, Autoretry, Discarded, DuplicateTask, Failure, Outcome, RaisedSlot, RegisteredTask,
+    Registry, Retry, Run, TaskContext, TaskError, TaskOptions, When, arguments, returned_value,
+    unless_stopped,
 };
 
 type DiscardHook = Arc<dyn Fn(Arc<TaskMessage>, Discarded) -> BoxFuture<'static, ()> + Send + Sync>;
@@ -141,12 +142,12 @@ impl Registry {
             signature,
             cooperative: options.cooperative,
             state: task.state,
-            discard: task.discard.clone(),
         });
         let run: Run = Arc::new(move |cx| run::<T>(adapter.clone(), cx).boxed());
         let registered = RegisteredTask {
             function,
             parameters,
+            autoretry: Autoretry::new(&options),
             options,
             run,
             discard: task.discard,
@@ -177,7 +178,6 @@ struct Adapter {
     signature: FunctionSignature,
     cooperative: bool,
     state: Option<Arc<dyn Any + Send + Sync>>,
-    discard: DiscardHook,
 }
 
 async fn run<T: CrateTask<Returns: Serialize> + 'static>(
@@ -202,8 +202,7 @@ async fn run<T: CrateTask<Returns: Serialize> + 'static>(
             let exception = missing.map_or(exception, |name| {
                 Exception::type_error(adapter.signature.missing(&[name], "positional"))
             });
-            let discarding = |reason| (adapter.discard)(message, reason);
-            return refuse(exception, &cx, discarding).await;
+            return Err(Failure::WrongArguments(exception));
         }
     };
     let stop = (!adapter.cooperative).then(|| cx.cancelled().clone());
@@ -220,7 +219,7 @@ async fn run<T: CrateTask<Returns: Serialize> + 'static>(
     let run = cx.clone().scope(task.run(params));
     let running = AssertUnwindSafe(run).catch_unwind();
     let Some(result) = unless_stopped(stop, running).await else {
-        return Err(TaskError::Stopped);
+        return Err(TaskError::Stopped.into());
     };
     // A panic is a failure like any other, and calls the task's `on_failure`, too.
     let result = result.unwrap_or_else(|panic| {
@@ -230,12 +229,12 @@ async fn run<T: CrateTask<Returns: Serialize> + 'static>(
     match result {
         Ok(returned) => {
             task.on_success(&returned).await;
-            returned_value(&returned)
+            Ok(returned_value(&returned)?)
         }
         Err(error) => {
             cx.scope(task.on_failure(&error)).await;
             let kept = raised.lock().take();
-            Err(kept.unwrap_or_else(|| failure(&error)))
+            Err(kept.unwrap_or_else(|| failure(&error)).into())
         }
     }
 }

@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::error::{Retry, TaskError, TaskResult};
-use super::registry::{Outcome, Registry};
+use super::registry::{Failure, Registry};
 use super::state_updates::{StateUpdates, UpdateStateError};
 use crate::client::{AsyncResult, Client, SendError};
 use crate::worker::Request;
@@ -65,6 +65,7 @@ pub(crate) struct Signals {
     pub(crate) cancelled: CancellationToken,
     pub(crate) terminated: CancellationToken,
     pub(crate) soft_time_limit: CancellationToken,
+    pub(crate) last: CancellationToken,
     pub(crate) shutting_down: CancellationToken,
 }
 
@@ -177,7 +178,8 @@ impl TaskContext {
 
     /// Cancelled before [`TaskContext::cancelled`] if the reason is the soft time limit, as Python raises
     /// `SoftTimeLimitExceeded`. A [cooperative](super::TaskOptions::cooperative) task can catch it: it may continue until
-    /// the time limit, and its outcome counts as usual.
+    /// [`TaskContext::must_stop`], and its outcome counts as usual. It does not run again: if it returns
+    /// [`TaskError::Stopped`](super::TaskError::Stopped), its exception is `SoftTimeLimitExceeded`, also at a shutdown.
     ///
     /// ```
     /// use celery_worker::prelude::*;
@@ -200,6 +202,31 @@ impl TaskContext {
     #[must_use]
     pub fn soft_time_limit_exceeded(&self) -> &CancellationToken {
         &self.run.signals.soft_time_limit
+    }
+
+    /// Cancelled, like [`TaskContext::cancelled`], when the task has to stop now, but not by its soft time limit: by
+    /// `terminate`, by its time limit or by a cold shutdown. A task that has caught its soft time limit observes it.
+    ///
+    /// ```
+    /// use celery_worker::prelude::*;
+    /// use std::time::Duration;
+    ///
+    /// #[task(cooperative, soft_time_limit = 10)]
+    /// async fn copy(cx: TaskContext) -> TaskResult<&'static str> {
+    ///     tokio::select! {
+    ///         () = tokio::time::sleep(Duration::from_secs(60)) => return Ok("copied"),
+    ///         () = cx.cancelled().cancelled() => {}
+    ///     }
+    ///     tokio::select! {
+    ///         () = tokio::time::sleep(Duration::from_secs(5)) => Ok("saved what was copied"),
+    ///         () = cx.must_stop().cancelled() => Err(TaskError::Stopped),
+    ///     }
+    /// }
+    /// # let _ = copy;
+    /// ```
+    #[must_use]
+    pub fn must_stop(&self) -> &CancellationToken {
+        &self.run.signals.last
     }
 
     /// Cancelled when the worker begins to shut down, warm or cold. A task that waits for something and has not
@@ -285,7 +312,7 @@ impl TaskContext {
 
     /// Calls a task of the worker within this run, as Python code calls its function: with the arguments `args`, a list,
     /// and without the options of the task.
-    pub(crate) async fn call(&self, task: &str, args: Value) -> Outcome {
+    pub(crate) async fn call(&self, task: &str, args: Value) -> TaskResult<Value> {
         let Some(registered) = self.run.registry.get(task) else {
             return Err(Exception::not_registered(task).into());
         };
@@ -301,12 +328,14 @@ impl TaskContext {
         };
         match (registered.run)(called).await {
             // There is no message that could be sent again.
-            Err(TaskError::Retry(retry)) => {
+            Err(Failure::Task(TaskError::Retry(retry))) => {
                 let cause = retry.exception;
                 let error = cause.unwrap_or_else(|| Exception::retry("in the caller", None));
                 Err(error.into())
             }
-            outcome => outcome,
+            Err(Failure::Task(error)) => Err(error),
+            Err(Failure::WrongArguments(exception)) => Err(exception.into()),
+            Ok(value) => Ok(value),
         }
     }
 

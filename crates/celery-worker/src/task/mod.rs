@@ -1,6 +1,7 @@
 //! Tasks: the trait that a type implements, its arguments, its context and its failures.
 
 mod args;
+mod autoretry;
 mod context;
 mod error;
 mod options;
@@ -12,6 +13,7 @@ use celery_protocol::message::TaskMessage;
 use serde::Serialize;
 
 pub use args::{Arguments, TaskArgs};
+pub(crate) use autoretry::Autoretry;
 pub use celery_protocol::arguments::{FunctionSignature, Parameter};
 pub use celery_worker_macros::TaskArgs;
 #[cfg(feature = "celery-crate")]
@@ -24,9 +26,9 @@ pub use error::{Ignore, Reject, Retry, TaskError, TaskResult, When};
 pub use options::TaskOptions;
 pub use rate_limit::RateLimit;
 pub use registry::{DuplicateTask, Registry};
-pub(crate) use registry::{Outcome, RegisteredTask, panicked};
+pub(crate) use registry::{Failure, Outcome, RegisteredTask, panicked};
 #[cfg(feature = "celery-crate")]
-pub(crate) use registry::{Run, arguments, refuse, returned_value, unless_stopped};
+pub(crate) use registry::{Run, arguments, returned_value, unless_stopped};
 pub use state_updates::UpdateStateError;
 pub(crate) use state_updates::{StateUpdate, StateUpdates};
 
@@ -91,8 +93,8 @@ pub trait Task: Send + Sync + 'static {
     ) -> impl Future<Output = TaskResult<Self::Output>> + Send;
 
     /// Acts on a message that ends without a run: its task is revoked, it has expired, or its arguments do not
-    /// fit. The worker calls it before it acknowledges the message, and waits for it; a shutdown ends the wait and
-    /// returns the message to its queue.
+    /// fit and it is not retried. The worker calls it before the message's state is stored, and waits for it; a shutdown ends
+    /// the wait and returns the message to its queue.
     fn discard(
         &self,
         _message: &TaskMessage,

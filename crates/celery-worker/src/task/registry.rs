@@ -16,12 +16,28 @@ use service_connection::error_chain::panic_text;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Arguments, Discarded, Task, TaskArgs, TaskContext, TaskError, TaskOptions, TaskResult,
+    Arguments, Autoretry, Discarded, Task, TaskArgs, TaskContext, TaskError, TaskOptions,
+    TaskResult,
 };
 use crate::offload::{is_large, offload};
 
 /// End of a run: the value that the task returned, or its failure.
-pub(crate) type Outcome = TaskResult<Value>;
+pub(crate) type Outcome = Result<Value, Failure>;
+
+/// Reason why a run has no value.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The task returned an error.
+    Task(TaskError),
+    /// The arguments do not fit, so that the task did not run.
+    WrongArguments(Exception),
+}
+
+impl From<TaskError> for Failure {
+    fn from(error: TaskError) -> Self {
+        Self::Task(error)
+    }
+}
 
 /// Runs a task.
 pub(crate) type Run = Arc<dyn Fn(TaskContext) -> BoxFuture<'static, Outcome> + Send + Sync>;
@@ -42,6 +58,7 @@ pub(crate) struct RegisteredTask {
     pub(crate) function: Cow<'static, str>,
     pub(crate) parameters: Cow<'static, [Parameter]>,
     pub(crate) options: TaskOptions,
+    pub(crate) autoretry: Autoretry,
     pub(crate) run: Run,
     pub(crate) discard: Discard,
 }
@@ -82,6 +99,7 @@ impl Registry {
             function: T::FUNCTION.into(),
             parameters: T::Args::PARAMETERS.into(),
             options: T::OPTIONS,
+            autoretry: Autoretry::new(&T::OPTIONS),
             run,
             discard,
         };
@@ -129,34 +147,15 @@ async fn run<T: Task>(task: Arc<T>, cx: TaskContext) -> Outcome {
         parameters: Cow::Borrowed(T::Args::PARAMETERS),
         bound: T::BIND,
     };
-    let args = match arguments(&signature, cx.request(), T::Args::from_bound) {
-        Ok(args) => args,
-        Err(exception) => {
-            let message = cx.request().clone();
-            let discarding = |reason| async move { task.discard(&message, &reason).await };
-            return refuse(exception, &cx, discarding).await;
-        }
-    };
+    let args = arguments(&signature, cx.request(), T::Args::from_bound);
+    let args = args.map_err(Failure::WrongArguments)?;
     let stop = (!T::OPTIONS.cooperative).then(|| cx.cancelled().clone());
     let running = AssertUnwindSafe(task.run(args, cx)).catch_unwind();
     match unless_stopped(stop, running).await {
-        None => Err(TaskError::Stopped),
-        Some(Ok(Ok(returned))) => returned_value(&returned),
-        Some(Ok(Err(error))) => Err(error),
-        Some(Err(panic)) => Err(TaskError::Raised(panicked(&*panic))),
-    }
-}
-
-/// The end of a call whose arguments do not fit.
-pub(crate) async fn refuse<F: Future<Output = ()>>(
-    exception: Exception,
-    cx: &TaskContext,
-    discard: impl FnOnce(Discarded) -> F,
-) -> Outcome {
-    let discarding = discard(Discarded::WrongArguments(exception.headline()));
-    match cx.cancelled().run_until_cancelled(discarding).await {
-        Some(()) => Err(TaskError::Raised(exception)),
-        None => Err(TaskError::Stopped),
+        None => Err(TaskError::Stopped.into()),
+        Some(Ok(Ok(returned))) => Ok(returned_value(&returned)?),
+        Some(Ok(Err(error))) => Err(error.into()),
+        Some(Err(panic)) => Err(TaskError::Raised(panicked(&*panic)).into()),
     }
 }
 
@@ -188,7 +187,7 @@ pub(crate) async fn unless_stopped<R>(
 }
 
 /// The value that a task returned, as JSON.
-pub(crate) fn returned_value(returned: &impl Serialize) -> Outcome {
+pub(crate) fn returned_value(returned: &impl Serialize) -> TaskResult<Value> {
     serde_json::to_value(returned).map_err(|error| {
         TaskError::Raised(Exception::new(
             "kombu.exceptions",

@@ -7,6 +7,7 @@ use tokio::sync::Notify;
 use super::in_flight::Phase;
 use super::runtime::Runtime;
 use crate::clock;
+use celery_protocol::repr;
 
 /// Maximum number of tasks that are logged one by one.
 const MOST: usize = 200;
@@ -41,28 +42,30 @@ pub(super) fn log(runtime: &Runtime) {
         "activity of the worker, as requested by a signal"
     );
     let now = clock::now();
-    for task in tasks.iter().take(MOST) {
+    for activity in tasks.iter().take(MOST) {
         let seconds = |span: chrono::TimeDelta| span.as_seconds_f64();
-        let (name, task_id) = (&task.name, &task.id);
-        match task.phase {
+        let message = &activity.request.message;
+        let (task, task_id) = (repr::shorten(&message.task), repr::shorten(&message.id));
+        match activity.phase {
             Phase::Active(since) => tracing::warn!(
-                task = name,
+                task,
                 task_id,
                 runtime_s = seconds(now - since),
-                progress = task.progress,
+                progress = activity.progress().map(|progress| progress.to_string()),
                 "task runs"
             ),
-            Phase::Reserved => tracing::warn!(
-                task = name,
-                task_id,
-                "task waits for a slot or for its rate limit"
-            ),
+            Phase::Reserved => {
+                tracing::warn!(task, task_id, "task waits for a slot or for its rate limit")
+            }
             Phase::Scheduled(eta) => tracing::warn!(
-                task = name,
+                task,
                 task_id,
                 remaining_s = seconds(eta - now),
                 "task waits for its eta"
             ),
         }
+    }
+    if let Some(unlisted) = tasks.len().checked_sub(MOST).filter(|count| *count > 0) {
+        tracing::warn!(unlisted, "further tasks wait and are not listed");
     }
 }

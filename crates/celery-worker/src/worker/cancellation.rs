@@ -25,34 +25,41 @@ pub(crate) struct Cancellation {
     pub(crate) for_good: CancellationToken,
     /// Cancelled before `now` at the soft time limit.
     pub(crate) soft_time_limit: CancellationToken,
+    /// Cancelled, and with it `now`, when the task must stop even if it has caught its soft time limit.
+    pub(crate) last: CancellationToken,
     reason: Arc<Mutex<Option<CancelReason>>>,
 }
 
 impl Cancellation {
     /// Creates the cancellation of a task, which `shutdown` also cancels.
     pub(crate) fn new(shutdown: &CancellationToken) -> Self {
+        let last = shutdown.child_token();
         Self {
-            now: shutdown.child_token(),
+            now: last.child_token(),
             for_good: CancellationToken::new(),
             soft_time_limit: CancellationToken::new(),
+            last,
             reason: Arc::default(),
         }
     }
 
-    /// Cancels the task; its message is not requeued.
+    /// Cancels the task; its message is not requeued. A task that was cancelled before keeps the first reason; but after
+    /// the soft time limit, which it may catch, another one can follow.
     pub(crate) fn stop(&self, reason: CancelReason) {
-        let mut first = self.reason.lock();
-        // A task that was cancelled before keeps the first reason; but it may catch the soft time limit and go on.
-        if self.now.is_cancelled() && *first != Some(CancelReason::SoftTimeLimit) {
+        let mut current = self.reason.lock();
+        let is_first = current.is_none() || *current == Some(CancelReason::SoftTimeLimit);
+        if !is_first || *current == Some(reason) || self.last.is_cancelled() {
             return;
         }
-        *first = Some(reason);
-        drop(first);
+        *current = Some(reason);
+        // With the lock, so that the tokens are never those of one reason, and the reason another one.
+        self.for_good.cancel();
         if reason == CancelReason::SoftTimeLimit {
             self.soft_time_limit.cancel();
+            self.now.cancel();
+        } else {
+            self.last.cancel();
         }
-        self.for_good.cancel();
-        self.now.cancel();
     }
 
     /// Reason of the cancellation; `None` without one, or after a shutdown.
@@ -75,16 +82,23 @@ mod tests {
             for reason in reasons {
                 stop.stop(reason);
             }
-            (stop.reason(), stop.soft_time_limit.is_cancelled())
+            assert!(stop.now.is_cancelled() && stop.for_good.is_cancelled());
+            (
+                stop.reason(),
+                stop.soft_time_limit.is_cancelled(),
+                stop.last.is_cancelled(),
+            )
         };
         let hard = TimeLimit(1.0);
-        assert_eq!(stopped_by([SoftTimeLimit, hard]), (Some(hard), true));
-        assert_eq!(
-            stopped_by([SoftTimeLimit, Terminated]),
-            (Some(Terminated), true)
-        );
-        assert_eq!(stopped_by([hard, SoftTimeLimit]), (Some(hard), false));
-        assert_eq!(stopped_by([Terminated, hard]), (Some(Terminated), false));
+        for (reasons, reason, is_soft, is_last) in [
+            ([SoftTimeLimit, hard], hard, true, true),
+            ([SoftTimeLimit, Terminated], Terminated, true, true),
+            ([SoftTimeLimit, SoftTimeLimit], SoftTimeLimit, true, false),
+            ([hard, SoftTimeLimit], hard, false, true),
+            ([Terminated, hard], Terminated, false, true),
+        ] {
+            assert_eq!(stopped_by(reasons), (Some(reason), is_soft, is_last));
+        }
     }
 
     #[test]
@@ -92,7 +106,20 @@ mod tests {
         let shutdown = CancellationToken::new();
         let stop = Cancellation::new(&shutdown);
         shutdown.cancel();
-        stop.stop(CancelReason::Terminated);
+        stop.stop(Terminated);
         assert_eq!(stop.reason(), None);
+        assert!(stop.now.is_cancelled() && stop.last.is_cancelled());
+    }
+
+    /// A task that has caught its soft time limit learns of a shutdown, too, and its message is not requeued.
+    #[test]
+    fn a_shutdown_can_follow_the_soft_time_limit() {
+        let shutdown = CancellationToken::new();
+        let stop = Cancellation::new(&shutdown);
+        stop.stop(SoftTimeLimit);
+        assert!(!stop.last.is_cancelled());
+        shutdown.cancel();
+        assert!(stop.last.is_cancelled());
+        assert_eq!(stop.reason(), Some(SoftTimeLimit));
     }
 }

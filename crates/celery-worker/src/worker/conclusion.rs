@@ -6,13 +6,12 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
-use super::autoretry;
 use super::cancellation::CancelReason;
 use super::processing::TaskProcessing;
 use super::span;
 use crate::broker::{Disposition, Publication, Route, delayed};
 use crate::clock;
-use crate::task::{Outcome, Reject, Retry, TaskError, When};
+use crate::task::{Discarded, Failure, Outcome, Reject, Retry, TaskError, When};
 use crate::workflow::{Stopped, WorkflowError};
 use celery_protocol::event::Event;
 use celery_protocol::exception::Exception;
@@ -27,6 +26,8 @@ pub(super) struct Conclusion<'a> {
     elapsed: Duration,
     /// Results of the tasks that the run sent, for the `children` of its own result.
     sent: Vec<Value>,
+    /// True if the task did not run, because its arguments do not fit.
+    is_refused: bool,
 }
 
 impl<'a> Conclusion<'a> {
@@ -40,6 +41,7 @@ impl<'a> Conclusion<'a> {
             task,
             elapsed,
             sent,
+            is_refused: false,
         }
     }
 
@@ -49,11 +51,15 @@ impl<'a> Conclusion<'a> {
     }
 
     /// Concludes a run; returns the disposition of its message.
-    pub(super) async fn conclude(&self, outcome: Outcome) -> Disposition {
+    pub(super) async fn conclude(mut self, outcome: Outcome) -> Disposition {
         let concluded = match outcome {
             Ok(value) => self.succeed(value).await,
             // Boxed: keeps the common task's future small.
-            Err(failure) => Box::pin(self.conclude_failure(failure)).await,
+            Err(Failure::Task(error)) => Box::pin(self.conclude_failure(error)).await,
+            Err(Failure::WrongArguments(exception)) => {
+                self.is_refused = true;
+                Box::pin(self.raise(exception)).await
+            }
         };
         concluded.unwrap_or(Disposition::Requeue)
     }
@@ -134,7 +140,7 @@ impl<'a> Conclusion<'a> {
     /// Concludes a run that raised an exception.
     async fn raise(&self, exception: Exception) -> Result<Disposition, Stopped> {
         let retries = self.task.request.message.retries;
-        match autoretry::retry(&self.task.registered.options, retries, &exception) {
+        match self.task.registered.autoretry.retry(retries, &exception) {
             Some(retry) => self.retry(retry).await,
             None => self.fail(exception).await,
         }
@@ -167,6 +173,14 @@ impl<'a> Conclusion<'a> {
 
     async fn fail(&self, exception: Exception) -> Result<Disposition, Stopped> {
         let message = &self.task.request.message;
+        if self.is_refused {
+            let reason = Discarded::WrongArguments(exception.headline());
+            let discarded = self.task.discard(reason, &self.task.stop.now).await;
+            // A message that is acknowledged does not return, and its task needs a state.
+            if discarded.is_err() && self.task.options.acks_late {
+                return Err(Stopped);
+            }
+        }
         tracing::error!(
             task = message.task,
             task_id = message.id,
@@ -401,20 +415,28 @@ mod tests {
 
     use Disposition::{Ack, Reject as Rejected, Requeue};
 
+    fn failed(error: impl Into<TaskError>) -> Outcome {
+        Err(Failure::Task(error.into()))
+    }
+
     fn raised() -> Outcome {
-        Err(Exception::value_error("wrong").into())
+        failed(Exception::value_error("wrong"))
+    }
+
+    fn refused() -> Outcome {
+        Err(Failure::WrongArguments(Exception::type_error("missing")))
     }
 
     fn retried(max_retries: u32) -> Outcome {
-        Err(Retry::default().max_retries(max_retries).into())
+        failed(Retry::default().max_retries(max_retries))
     }
 
     fn rejected(requeue: bool) -> Outcome {
         let reason = json!("no");
-        Err(Reject { reason, requeue }.into())
+        failed(Reject { reason, requeue })
     }
 
-    const STOPPED: Outcome = Err(TaskError::Stopped);
+    const STOPPED: Outcome = Err(Failure::Task(TaskError::Stopped));
 
     /// Concludes a run of a worker that is `stopping` or not. Returns the disposition and the stored state.
     async fn concluded(
@@ -457,12 +479,13 @@ mod tests {
     #[case::raised(raised(), |_: &mut _| {}, Ack, Some("FAILURE"))]
     #[case::raised_no_ack(raised(), |o: &mut DefaultOptions| o.acks_on_failure = false, Rejected, Some("FAILURE"))]
     #[case::raised_unstored(raised(), |o: &mut DefaultOptions| o.ignore_result = true, Ack, None)]
+    #[case::refused(refused(), |_: &mut _| {}, Ack, Some("FAILURE"))]
     #[case::retried(retried(3), |_: &mut _| {}, Ack, Some("RETRY"))]
     #[case::retried_too_often(retried(0), |_: &mut _| {}, Ack, Some("FAILURE"))]
     #[case::retried_too_often_no_ack(retried(0), |o: &mut DefaultOptions| o.acks_on_failure = false, Rejected, Some("FAILURE"))]
     #[case::rejected(rejected(false), |_: &mut _| {}, Rejected, Some("FAILURE"))]
     #[case::rejected_to_its_queue(rejected(true), |_: &mut _| {}, Requeue, None)]
-    #[case::ignored(Err(TaskError::Ignore), |_: &mut _| {}, Ack, None)]
+    #[case::ignored(failed(TaskError::Ignore), |_: &mut _| {}, Ack, None)]
     #[case::interrupted_early_ack(STOPPED, |_: &mut _| {}, Ack, Some("FAILURE"))]
     #[case::interrupted_late_ack(STOPPED, |o: &mut DefaultOptions| o.acks_late = true, Requeue, None)]
     #[tokio::test]
@@ -508,6 +531,7 @@ mod tests {
     #[rstest]
     #[case::value(Ok(json!(5)), None)]
     #[case::raised(raised(), None)]
+    #[case::refused(refused(), None)]
     #[case::retried(retried(3), None)]
     #[case::retried_too_often(retried(0), None)]
     #[case::rejected(rejected(false), None)]

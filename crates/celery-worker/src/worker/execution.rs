@@ -1,7 +1,7 @@
 //! The execution of a task that has a slot: its limits, its progress, its outcome, which is then concluded.
 
 use std::pin::pin;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -85,6 +85,7 @@ impl TaskProcessing<'_> {
                 cancelled: stop.now.clone(),
                 terminated: stop.for_good.clone(),
                 soft_time_limit: stop.soft_time_limit.clone(),
+                last: stop.last.clone(),
                 shutting_down: runtime.shutdown.warm.clone(),
             },
             state_updates: StateUpdates::default(),
@@ -113,14 +114,14 @@ impl TaskProcessing<'_> {
                 task_id = request.message.id,
                 "task did not stop in time; it was dropped"
             );
-            return (Err(TaskError::Stopped), context.sent());
+            return (Err(TaskError::Stopped.into()), context.sent());
         };
         let outcome = ended.unwrap_or_else(|error| {
             let exception = match error.try_into_panic() {
                 Ok(panic) => panicked(&*panic),
                 Err(error) => Exception::new(BUILTINS, "RuntimeError", error.to_string()),
             };
-            Err(TaskError::Raised(exception))
+            Err(TaskError::Raised(exception).into())
         });
         (outcome, context.sent())
     }
@@ -138,7 +139,10 @@ impl TaskProcessing<'_> {
             if let State::Custom { name, meta } = &state
                 && *name == StateName::PROGRESS
             {
-                self.runtime.in_flight.note_progress(&self.request, meta);
+                let progress = Arc::new(meta.clone());
+                self.runtime
+                    .in_flight
+                    .note_progress(&self.request, progress);
             }
             if let Some(event) = Event::of(&self.request.message.id, &state, 0.0) {
                 self.runtime.emit(&self.request, &event);

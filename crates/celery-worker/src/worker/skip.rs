@@ -1,5 +1,7 @@
 //! The end of a task that does not run: it is revoked, it has expired, or it has succeeded before.
 
+use tokio_util::sync::CancellationToken;
+
 use super::conclusion::Conclusion;
 use super::processing::TaskProcessing;
 use super::schedule::StoredSuccess;
@@ -22,7 +24,12 @@ impl TaskProcessing<'_> {
             self.runtime.revoked.add([id]);
         }
         let ended = async {
-            self.discard(&cause).await?;
+            let reason = match cause {
+                Cause::Expired => Discarded::Expired,
+                Cause::Revoked | Cause::Terminated => Discarded::Revoked,
+            };
+            // A warm shutdown ends the wait: no task has begun.
+            self.discard(reason, &self.runtime.shutdown.warm).await?;
             let conclusion = Conclusion::without_run(self);
             conclusion.record(State::Revoked(cause)).await
         };
@@ -32,16 +39,14 @@ impl TaskProcessing<'_> {
         }
     }
 
-    /// Runs the task's action for a discarded message before it is acknowledged, without a time limit. A shutdown ends
-    /// the wait.
-    async fn discard(&self, cause: &Cause) -> Result<(), Stopped> {
-        let reason = match cause {
-            Cause::Expired => Discarded::Expired,
-            Cause::Revoked | Cause::Terminated => Discarded::Revoked,
-        };
+    /// Runs the task's action for a message that ends without a run, without a time limit. `stop` ends the wait.
+    pub(super) async fn discard(
+        &self,
+        reason: Discarded,
+        stop: &CancellationToken,
+    ) -> Result<(), Stopped> {
         let discarding = (self.registered.discard)(self.request.message.clone(), reason);
-        let warm = &self.runtime.shutdown.warm;
-        warm.run_until_cancelled(discarding).await.ok_or(Stopped)
+        stop.run_until_cancelled(discarding).await.ok_or(Stopped)
     }
 
     /// Ends a redelivered task that had succeeded before; returns the disposition of its message.

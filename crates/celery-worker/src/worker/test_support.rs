@@ -14,7 +14,7 @@ use crate::broker::consumer::Settled;
 use crate::broker::memory::MemoryBroker;
 use crate::broker::{Delivery, Disposition, Settlement};
 use crate::results::ResultBackend;
-use crate::task::{RegisteredTask, Registry, TaskOptions};
+use crate::task::{Autoretry, RegisteredTask, Registry, TaskOptions};
 use celery_protocol::RawMessage;
 use serde_json::Value;
 
@@ -25,6 +25,7 @@ pub(super) fn runtime(results: Arc<dyn ResultBackend>, options: DefaultOptions) 
         function: "t".into(),
         parameters: [].as_slice().into(),
         options: TaskOptions::DEFAULT,
+        autoretry: Autoretry::new(&TaskOptions::DEFAULT),
         run: Arc::new(|_| async { Ok(Value::Null) }.boxed()),
         discard: Arc::new(|_, _| async {}.boxed()),
     };

@@ -1,12 +1,14 @@
 //! Lists of the tasks in flight, for `celery inspect`.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
-use super::{InFlight, InFlightTask, Phase};
+use super::{InFlight, Phase};
 use crate::publication::unix_seconds;
 use crate::worker::request::Request;
 use celery_protocol::message::TaskMessage;
-use celery_protocol::repr;
+use celery_protocol::{repr, weight};
 
 /// Maximum size in bytes of a list of tasks in a reply.
 const SHOWN_BYTES: usize = 4 << 20;
@@ -14,30 +16,25 @@ const SHOWN_BYTES: usize = 4 << 20;
 /// Size of a body, in bytes, above which its message is shown with shortened arguments.
 const LONG_BODY: usize = 16 << 10;
 
-/// Approximate size of the description of a task without its arguments, in bytes.
-const DESCRIPTION_BYTES: usize = 512;
+/// Memory of a progress, in bytes, above which it is shortened.
+const LONG_PROGRESS: usize = 4 << 10;
 
-/// A task in flight, for the log.
-pub(crate) struct Activity {
+/// Approximate size of the description of a task without its arguments, in bytes.
+const DESCRIPTION_BYTES: usize = 1 << 10;
+
+/// A task in flight at a moment.
+pub(crate) struct Snapshot {
     pub(crate) phase: Phase,
-    pub(crate) name: String,
-    pub(crate) id: String,
-    /// The progress that the task reported last, as JSON.
-    pub(crate) progress: Option<String>,
+    pub(crate) request: Arc<Request>,
+    acknowledged: bool,
+    /// The progress that the task reported last.
+    progress: Option<Arc<Value>>,
 }
 
 impl InFlight {
     /// All tasks: the running ones first, those that wait longest for their eta last.
-    pub(crate) fn activities(&self) -> Vec<Activity> {
-        let tasks = self.lock();
-        let activity = |task: &InFlightTask| Activity {
-            phase: task.phase,
-            name: task.request.message.task.clone(),
-            id: task.request.message.id.clone(),
-            progress: task.progress.as_ref().map(Value::to_string),
-        };
-        let mut activities: Vec<_> = tasks.tasks.values().map(activity).collect();
-        drop(tasks);
+    pub(crate) fn activities(&self) -> Vec<Snapshot> {
+        let mut activities = self.snapshot(|_, _| true);
         activities.sort_by_key(|activity| match activity.phase {
             Phase::Active(since) => (0, since),
             Phase::Reserved => (1, chrono::DateTime::UNIX_EPOCH),
@@ -56,10 +53,7 @@ impl InFlight {
     ) -> Vec<(Phase, Value)> {
         let mut room = SHOWN_BYTES;
         let mut shown = Vec::new();
-        for task in self.lock().tasks.values() {
-            if !wanted(task.phase, &task.request.message) {
-                continue;
-            }
+        for task in self.snapshot(wanted) {
             let message = &task.request.message;
             let body = task.request.raw.body.len();
             let long = body > LONG_BODY;
@@ -76,9 +70,32 @@ impl InFlight {
         }
         shown
     }
+
+    /// The tasks that `wanted` selects. What is shown of them is made without the lock, which every message needs.
+    fn snapshot(&self, wanted: impl Fn(Phase, &TaskMessage) -> bool) -> Vec<Snapshot> {
+        let all = self.lock();
+        let tasks = all.tasks.values();
+        let wanted = tasks.filter(|task| wanted(task.phase, &task.request.message));
+        let snapshots = wanted.map(|task| Snapshot {
+            phase: task.phase,
+            request: task.request.clone(),
+            acknowledged: task.acknowledged,
+            progress: task.progress.clone(),
+        });
+        snapshots.collect()
+    }
 }
 
-impl InFlightTask {
+impl Snapshot {
+    /// The progress that the task reported last, as JSON. A long one is a text, and ends with `...`.
+    pub(crate) fn progress(&self) -> Option<Value> {
+        let progress = self.progress.as_deref()?;
+        Some(match weight::exceeds([progress], LONG_PROGRESS) {
+            true => repr::shortened(progress).into(),
+            false => progress.clone(),
+        })
+    }
+
     fn request(&self, hostname: &str, safe: bool) -> Value {
         let started = match self.phase {
             Phase::Active(since) => Some(unix_seconds(since)),
@@ -117,8 +134,8 @@ impl InFlightTask {
             "worker_pid": started.map(|_| std::process::id()),
         });
         // Python has no such field.
-        if let Some(progress) = &self.progress {
-            shown["progress"] = progress.clone();
+        if let Some(progress) = self.progress() {
+            shown["progress"] = progress;
         }
         shown
     }

@@ -36,7 +36,7 @@ struct InFlightTask {
     exempt: bool,
     acknowledged: bool,
     /// The progress that the task reported last.
-    progress: Option<Value>,
+    progress: Option<Arc<Value>>,
     /// True if the acknowledgement before its end could not be sent.
     unsettled: bool,
     stop: Cancellation,
@@ -227,9 +227,9 @@ impl InFlight {
     }
 
     /// Keeps the progress that a task has reported, for `celery inspect`.
-    pub(crate) fn note_progress(&self, request: &Arc<Request>, progress: &Value) {
+    pub(crate) fn note_progress(&self, request: &Arc<Request>, progress: Arc<Value>) {
         if let Some(task) = self.lock().find(request) {
-            task.progress = Some(progress.clone());
+            task.progress = Some(progress);
         }
     }
 
@@ -434,6 +434,26 @@ mod tests {
         assert_eq!(exempt(&[&again]), [true]);
         in_flight.set_exempt(&task, false);
         assert_eq!(exempt(&[&again]), [false]);
+        Ok(())
+    }
+
+    #[test]
+    fn long_progress_is_shortened() -> Result<(), &'static str> {
+        let in_flight = InFlight::new(10);
+        let task = request("a", "").ok_or(MISSING)?;
+        added(&in_flight, &task);
+        for (items, is_cut) in [(2, false), (10_000, true)] {
+            let progress = json!({"files": vec!["name"; items]});
+            in_flight.note_progress(&task, Arc::new(progress.clone()));
+            let shown = in_flight.activities().remove(0).progress();
+            let shown = shown.unwrap_or_default();
+            assert_eq!(shown != progress, is_cut);
+            assert_eq!(
+                shown.as_str().is_some_and(|text| text.ends_with("...")),
+                is_cut
+            );
+            assert!(shown.to_string().len() < 2000);
+        }
         Ok(())
     }
 
