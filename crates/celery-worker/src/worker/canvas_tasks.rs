@@ -150,7 +150,7 @@ fn with_arguments(mut signatures: Vec<Signature>, further: &[Value]) -> TaskResu
     Ok(signatures)
 }
 
-/// Checks the memory of signatures of which each gets a copy of the values, before they are made.
+/// Checks the memory of signatures that each get a copy of the values, before they are made.
 fn check_copies<'v>(
     values: impl IntoIterator<Item = &'v Value>,
     signatures: usize,
