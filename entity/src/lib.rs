@@ -21,6 +21,7 @@ pub mod site;
 pub mod transfer_worker_action;
 pub mod transfer_worker_attempt;
 pub mod transfer_worker_delay;
+pub mod transfer_worker_digest;
 pub mod transfer_worker_lease;
 pub mod transfer_worker_link;
 pub mod transfer_worker_schedule;
@@ -29,6 +30,7 @@ pub use labels::{DatabaseEnum, Label, LocationType, PackageState, RouteType, Sta
 pub use timestamp::{Timestamp, TimestampError};
 pub use transfer_worker_action::Action;
 pub use transfer_worker_attempt::Outcome;
+pub use transfer_worker_digest::FileEnd;
 
 /// Tables of the ops-db that this project uses, in the order in which they can be created (foreign keys).
 pub const OPS_DB_TABLES: [&str; 7] = [
@@ -42,13 +44,14 @@ pub const OPS_DB_TABLES: [&str; 7] = [
 ];
 
 /// This project's own tables.
-pub const WORKER_TABLES: [&str; 6] = [
+pub const WORKER_TABLES: [&str; 7] = [
     "transfer_worker_lease",
     "transfer_worker_attempt",
     "transfer_worker_delay",
     "transfer_worker_action",
     "transfer_worker_link",
     "transfer_worker_schedule",
+    "transfer_worker_digest",
 ];
 
 /// Table in which Alembic stores the version of a schema. Its existence shows that Alembic manages the ops-db.

@@ -46,7 +46,7 @@ pub struct Model {
     pub outcome: Option<Outcome>,
     /// Stable error code, for programs.
     pub error_code: Option<String>,
-    /// Error message, for people.
+    /// Message for people: the error, or how the copy of a completed attempt was verified.
     #[sea_orm(column_type = "Text", nullable)]
     pub message: Option<String>,
     /// Bytes copied.

@@ -19,6 +19,7 @@ mod m20261124_000003_delays_and_destinations;
 mod m20261124_000004_operators;
 mod m20261124_000005_links;
 mod m20261129_000006_schedule;
+mod m20261201_000007_digests;
 
 /// A migration that was not run.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +69,7 @@ impl MigratorTrait for Worker {
             Box::new(m20261124_000004_operators::Migration),
             Box::new(m20261124_000005_links::Migration),
             Box::new(m20261129_000006_schedule::Migration),
+            Box::new(m20261201_000007_digests::Migration),
         ]
     }
 

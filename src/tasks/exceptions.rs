@@ -26,7 +26,7 @@ pub(super) fn class_of(kind: FailureKind) -> &'static str {
         | StalledStorage
         | Storage
         | LogFile => "StorageError",
-        OriginSize | OriginChanged | OriginCorrupt | DamagedInFlight | TargetSize => {
+        OriginSize | OriginChanged | OriginCorrupt | DamagedInFlight | TargetSize | CopyChanged => {
             "DataCorruptionError"
         }
         ChecksumMismatch => "ChecksumVerificationError",

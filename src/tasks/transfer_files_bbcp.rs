@@ -194,6 +194,7 @@ fn progress_values(snapshot: &Snapshot) -> Map<String, Value> {
         bytes_done,
         bytes_total,
         rate_bytes_per_s,
+        bytes_verified,
     } = snapshot.progress;
     let remaining_bytes = bytes_total.map(|total| total.saturating_sub(bytes_done));
     Map::from_iter([
@@ -201,6 +202,7 @@ fn progress_values(snapshot: &Snapshot) -> Map<String, Value> {
         ("bytes".to_owned(), json!(bytes_done)),
         ("total".to_owned(), json!(bytes_total)),
         ("rate".to_owned(), json!(rate_bytes_per_s)),
+        ("verified".to_owned(), json!(bytes_verified)),
         (
             "eta".to_owned(),
             json!(remaining_bytes.and_then(|bytes| bytes.checked_div(rate_bytes_per_s))),

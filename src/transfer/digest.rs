@@ -1,9 +1,12 @@
 //! Digests of files and their blocks, to compare origin and destination.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::io::{self, Read};
 
+use entity::FileEnd;
 use sha2::Digest as _;
+use sha2::digest::common::hazmat::SerializableState;
 
 use crate::settings::DigestAlgorithm;
 
@@ -122,6 +125,51 @@ pub struct FileDigest {
     pub whole: Option<Digest>,
     /// Digests of its blocks; empty if they were not requested, or if the file is a single block.
     pub blocks: Vec<Digest>,
+    /// First byte that was read for them; the blocks before it were known.
+    pub read_from: u64,
+    /// Program that computed them; `None` for this program.
+    pub program: Option<String>,
+}
+
+/// A block that was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReadBlock {
+    /// Number of the block: 0, 1, …
+    pub index: u64,
+    /// Its digest.
+    pub digest: Digest,
+    /// State of the digest of the whole file after this block, as hex; `None` if the reader does not compute that digest,
+    /// or if the algorithm's state cannot be saved.
+    pub state: Option<String>,
+}
+
+/// The first blocks of a file that were read before.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KnownBlocks {
+    /// Their digests.
+    pub digests: Vec<Digest>,
+    /// State of the digest of the whole file after them, see [`ReadBlock::state`].
+    pub state: Option<String>,
+}
+
+impl KnownBlocks {
+    /// The longest sequence of blocks from the start of a file, of at most `count` blocks, in blocks that are ordered by
+    /// their numbers.
+    pub fn first(
+        algorithm: DigestAlgorithm,
+        count: u64,
+        blocks: impl IntoIterator<Item = ReadBlock>,
+    ) -> Self {
+        let mut known = Self::default();
+        let usable = blocks.into_iter().zip(0..count);
+        for (block, _) in usable.take_while(|(block, number)| {
+            block.index == *number && block.digest.algorithm == algorithm
+        }) {
+            known.digests.push(block.digest);
+            known.state = block.state;
+        }
+        known
+    }
 }
 
 /// Two digests that differ.
@@ -138,13 +186,18 @@ pub struct Difference {
 impl FileDigest {
     /// Digests of a file whose blocks were read one by one.
     #[must_use]
-    pub fn of_blocks(mut blocks: Vec<Digest>) -> Self {
+    pub fn of_blocks(mut blocks: Vec<Digest>, read_from: u64, program: Option<String>) -> Self {
         let whole = if blocks.len() == 1 {
             blocks.pop()
         } else {
             None
         };
-        Self { whole, blocks }
+        Self {
+            whole,
+            blocks,
+            read_from,
+            program,
+        }
     }
 
     /// First difference to a file of the same size; `None` if both have the same content.
@@ -167,6 +220,47 @@ impl FileDigest {
         }
         let mut pairs = self.blocks.iter().zip(&other.blocks).enumerate();
         Ok(pairs.find_map(|(block, (one, other))| differ(Some(block), one, other)))
+    }
+}
+
+/// Counts the blocks whose digests agree.
+pub(super) struct BlockCount {
+    file_bytes: u64,
+    /// Digests that only one end has computed yet, by block.
+    pending: HashMap<u64, (FileEnd, Digest)>,
+    verified_bytes: u64,
+}
+
+impl BlockCount {
+    pub(super) fn new(file_bytes: u64) -> Self {
+        Self {
+            file_bytes,
+            pending: HashMap::new(),
+            verified_bytes: 0,
+        }
+    }
+
+    /// Adds the digest of a block. Returns true if more bytes are verified now.
+    pub(super) fn add(&mut self, end: FileEnd, index: u64, digest: Digest) -> bool {
+        match self.pending.remove(&index) {
+            Some((other_end, other)) if other_end != end => {
+                let bytes = block_bytes(self.file_bytes);
+                let rest = self.file_bytes.saturating_sub(index.saturating_mul(bytes));
+                if other == digest {
+                    self.verified_bytes += rest.min(bytes);
+                }
+                other == digest
+            }
+            _ => {
+                self.pending.insert(index, (end, digest));
+                false
+            }
+        }
+    }
+
+    /// Number of bytes on which both ends agree.
+    pub(super) fn verified_bytes(&self) -> u64 {
+        self.verified_bytes
     }
 }
 
@@ -193,6 +287,25 @@ impl Hasher {
         }
     }
 
+    /// Continues a computation. Returns `None` if the state is not one of this algorithm, or cannot be restored.
+    fn restored(algorithm: DigestAlgorithm, state: &str) -> Option<Self> {
+        let bytes = hex::decode(state).ok()?;
+        match algorithm {
+            DigestAlgorithm::Sha256 => restored(&bytes).map(Self::Sha256),
+            DigestAlgorithm::Md5 => restored(&bytes).map(Self::Md5),
+            DigestAlgorithm::Blake3 | DigestAlgorithm::Xxh3 => None,
+        }
+    }
+
+    /// The state of the computation, as hex, from which it can be [`restored`](Self::restored).
+    fn state(&self) -> Option<String> {
+        match self {
+            Self::Sha256(state) => Some(hex::encode(state.serialize())),
+            Self::Md5(state) => Some(hex::encode(state.serialize())),
+            Self::Blake3(_) | Self::Xxh3(_) => None,
+        }
+    }
+
     fn update(&mut self, bytes: &[u8]) {
         match self {
             Self::Sha256(state) => state.update(bytes),
@@ -206,60 +319,141 @@ impl Hasher {
 
     fn finish(self) -> String {
         match self {
-            Self::Sha256(state) => hex_of(&state.finalize()),
-            Self::Md5(state) => hex_of(&state.finalize()),
+            Self::Sha256(state) => hex::encode(state.finalize()),
+            Self::Md5(state) => hex::encode(state.finalize()),
             Self::Blake3(state) => state.finalize().to_hex().to_string(),
             Self::Xxh3(state) => format!("{:016x}", state.digest()),
         }
     }
 }
 
-fn hex_of(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+fn restored<H: SerializableState>(bytes: &[u8]) -> Option<H> {
+    H::deserialize(bytes.try_into().ok()?).ok()
 }
 
 /// Computes the digest of all bytes of `reader`, and with `block_bytes` those of its blocks.
 ///
-/// `read` is called after each buffer with the number of bytes read so far. If it returns false, reading stops with
-/// [`io::ErrorKind::Interrupted`].
-///
 /// # Errors
-/// The errors of the reader.
+/// As [`FileHasher::read`].
 pub fn of(
     algorithm: DigestAlgorithm,
     block_bytes: Option<u64>,
-    mut reader: impl Read,
-    mut read: impl FnMut(u64) -> bool,
+    reader: impl Read,
+    read: impl FnMut(u64) -> bool,
 ) -> io::Result<FileDigest> {
-    let mut whole = Hasher::new(algorithm);
-    let mut blocks = block_bytes.map(|bytes| BlockHasher::new(algorithm, bytes));
-    let mut room = vec![0; BUFFER_BYTES + ALIGNMENT];
-    let start = room.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
-    let buffer = &mut room[start..start + BUFFER_BYTES];
-    let mut total = 0;
-    loop {
-        let n = match reader.read(buffer) {
-            Ok(0) => break,
-            Ok(n) => n,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-            Err(e) => return Err(e),
-        };
-        whole.update(&buffer[..n]);
-        if let Some(blocks) = &mut blocks {
-            blocks.update(&buffer[..n]);
-        }
-        total += n as u64;
-        if !read(total) {
-            return Err(io::ErrorKind::Interrupted.into());
+    FileHasher::new(algorithm, block_bytes).read(reader, read, |_| {})
+}
+
+/// Computation of the digest of a file, and of those of its blocks.
+pub struct FileHasher {
+    algorithm: DigestAlgorithm,
+    whole: Hasher,
+    blocks: Option<BlockHasher>,
+    /// First byte that is read.
+    start: u64,
+}
+
+impl FileHasher {
+    /// Starts a computation, with `block_bytes` also for blocks of this size.
+    #[must_use]
+    pub fn new(algorithm: DigestAlgorithm, block_bytes: Option<u64>) -> Self {
+        Self {
+            algorithm,
+            whole: Hasher::new(algorithm),
+            blocks: block_bytes.map(|bytes| BlockHasher::new(algorithm, bytes, Vec::new())),
+            start: 0,
         }
     }
-    Ok(FileDigest {
-        whole: Some(Digest {
+
+    /// Continues a computation after the known blocks, or starts one if their state cannot be used.
+    #[must_use]
+    pub fn after(known: &KnownBlocks, algorithm: DigestAlgorithm, block_bytes: u64) -> Self {
+        let state = known.state.as_deref();
+        let whole = state.and_then(|state| Hasher::restored(algorithm, state));
+        let Some(whole) = whole else {
+            return Self::new(algorithm, Some(block_bytes));
+        };
+        let digests = known.digests.clone();
+        Self {
             algorithm,
-            hex: whole.finish(),
-        }),
-        blocks: blocks.map(BlockHasher::finish).unwrap_or_default(),
-    })
+            whole,
+            start: block_bytes * digests.len() as u64,
+            blocks: Some(BlockHasher::new(algorithm, block_bytes, digests)),
+        }
+    }
+
+    /// First byte of the file that has to be read.
+    #[must_use]
+    pub fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// Reads `reader`, which begins with the byte [`start`](Self::start) of the file, to its end.
+    ///
+    /// `read` is called after each buffer with the position in the file. If it returns false, reading stops with
+    /// [`io::ErrorKind::Interrupted`]. `block` is called after each complete block, and for the rest at the end.
+    ///
+    /// # Errors
+    /// The errors of the reader.
+    pub fn read(
+        mut self,
+        mut reader: impl Read,
+        mut read: impl FnMut(u64) -> bool,
+        mut block: impl FnMut(ReadBlock),
+    ) -> io::Result<FileDigest> {
+        let mut room = vec![0; BUFFER_BYTES + ALIGNMENT];
+        let start = room.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
+        let buffer = &mut room[start..start + BUFFER_BYTES];
+        let mut position = self.start;
+        loop {
+            let n = match reader.read(buffer) {
+                Ok(0) => break,
+                Ok(n) => n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(e),
+            };
+            self.update(&buffer[..n], &mut block);
+            position += n as u64;
+            if !read(position) {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+        }
+        // An empty file is one empty block.
+        let blocks = self.blocks.map(|mut blocks| {
+            let is_between_blocks = blocks.missing == blocks.block_bytes;
+            if blocks.done.is_empty() || !is_between_blocks {
+                block(blocks.end_block(None));
+            }
+            blocks.done
+        });
+        Ok(FileDigest {
+            whole: Some(Digest {
+                algorithm: self.algorithm,
+                hex: self.whole.finish(),
+            }),
+            blocks: blocks.unwrap_or_default(),
+            read_from: self.start,
+            program: None,
+        })
+    }
+
+    fn update(&mut self, mut bytes: &[u8], block: &mut impl FnMut(ReadBlock)) {
+        let Some(blocks) = &mut self.blocks else {
+            return self.whole.update(bytes);
+        };
+        while !bytes.is_empty() {
+            let n = usize::try_from(blocks.missing)
+                .map_or(bytes.len(), |missing| missing.min(bytes.len()));
+            let (now, later) = bytes.split_at(n);
+            self.whole.update(now);
+            blocks.current.update(now);
+            blocks.missing -= n as u64;
+            bytes = later;
+            if blocks.missing == 0 {
+                block(blocks.end_block(self.whole.state()));
+            }
+        }
+    }
 }
 
 /// State of a computation for each block of a file.
@@ -273,43 +467,30 @@ struct BlockHasher {
 }
 
 impl BlockHasher {
-    fn new(algorithm: DigestAlgorithm, block_bytes: u64) -> Self {
+    fn new(algorithm: DigestAlgorithm, block_bytes: u64, done: Vec<Digest>) -> Self {
         Self {
             algorithm,
             block_bytes,
             current: Hasher::new(algorithm),
             missing: block_bytes,
-            done: Vec::new(),
+            done,
         }
     }
 
-    fn update(&mut self, mut bytes: &[u8]) {
-        while !bytes.is_empty() {
-            if self.missing == 0 {
-                self.end_block();
-            }
-            let n = usize::try_from(self.missing)
-                .map_or(bytes.len(), |missing| missing.min(bytes.len()));
-            let (now, later) = bytes.split_at(n);
-            self.current.update(now);
-            self.missing -= n as u64;
-            bytes = later;
-        }
-    }
-
-    fn end_block(&mut self) {
+    /// Ends the current block.
+    fn end_block(&mut self, state: Option<String>) -> ReadBlock {
         let ended = std::mem::replace(&mut self.current, Hasher::new(self.algorithm));
-        self.done.push(Digest {
+        let digest = Digest {
             algorithm: self.algorithm,
             hex: ended.finish(),
-        });
+        };
+        self.done.push(digest.clone());
         self.missing = self.block_bytes;
-    }
-
-    /// The digests of all blocks; an empty file is one empty block.
-    fn finish(mut self) -> Vec<Digest> {
-        self.end_block();
-        self.done
+        ReadBlock {
+            index: self.done.len() as u64 - 1,
+            digest,
+            state,
+        }
     }
 }
 
@@ -364,18 +545,77 @@ mod tests {
         Ok(())
     }
 
+    /// A computation goes on after known blocks, if the algorithm's state can be saved.
+    #[rstest]
+    #[case(DigestAlgorithm::Sha256, 20)]
+    #[case(DigestAlgorithm::Md5, 20)]
+    #[case(DigestAlgorithm::Blake3, 0)]
+    #[case(DigestAlgorithm::Xxh3, 0)]
+    fn known_blocks_are_not_read_again(
+        #[case] algorithm: DigestAlgorithm,
+        #[case] start: u64,
+        #[values(25, 30)] bytes: u8,
+    ) -> io::Result<()> {
+        const BLOCK: u64 = 10;
+        let content: Vec<u8> = (0..bytes).collect();
+        let mut blocks = Vec::new();
+        let whole = FileHasher::new(algorithm, Some(BLOCK)).read(
+            &content[..],
+            |_| true,
+            |block| blocks.push(block),
+        )?;
+        assert_eq!((whole.read_from, blocks.len()), (0, 3));
+        let known = KnownBlocks::first(algorithm, 2, blocks.clone());
+        let hasher = FileHasher::after(&known, algorithm, BLOCK);
+        assert_eq!(hasher.start(), start);
+        let rest = content.iter().copied().skip(start as usize);
+        let rest: Vec<u8> = rest.collect();
+        let mut last = None;
+        let again = hasher.read(&rest[..], |_| true, |block| last = Some(block))?;
+        assert_eq!(again.read_from, start);
+        assert_eq!((again.whole, again.blocks), (whole.whole, whole.blocks));
+        assert_eq!(last.as_ref(), blocks.last());
+
+        let gap = blocks.iter().filter(|block| block.index != 1).cloned();
+        assert_eq!(KnownBlocks::first(algorithm, 3, gap).digests.len(), 1);
+        let mut foreign = known;
+        foreign.state = Some("00".to_owned());
+        assert_eq!(FileHasher::after(&foreign, algorithm, BLOCK).start(), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn a_block_counts_when_both_ends_agree() -> io::Result<()> {
+        let digest = |content: &[u8]| {
+            let digest = of(DigestAlgorithm::Xxh3, None, content, |_| true)?;
+            digest.whole.ok_or_else(|| io::Error::other("no digest"))
+        };
+        let (one, other) = (digest(b"one")?, digest(b"other")?);
+        let size = 3 * MIN_BLOCK_BYTES / 2;
+        let mut count = BlockCount::new(size);
+        assert!(!count.add(FileEnd::Origin, 0, one.clone()));
+        assert!(count.add(FileEnd::Destination, 0, one.clone()));
+        assert_eq!(count.verified_bytes(), MIN_BLOCK_BYTES);
+        assert!(!count.add(FileEnd::Destination, 1, one));
+        assert!(!count.add(FileEnd::Origin, 1, other.clone()));
+        assert!(!count.add(FileEnd::Origin, 1, other.clone()));
+        assert!(count.add(FileEnd::Destination, 1, other));
+        assert_eq!(count.verified_bytes(), size);
+        Ok(())
+    }
+
     #[test]
     fn a_difference_names_the_block() -> io::Result<()> {
         let digest = |content: &[u8]| of(DigestAlgorithm::Xxh3, Some(2), content, |_| true);
         let one = digest(b"abcdef")?;
-        let remote = FileDigest::of_blocks(digest(b"abcxef")?.blocks);
+        let remote = FileDigest::of_blocks(digest(b"abcxef")?.blocks, 0, None);
         let found = one.difference(&remote).map_err(io::Error::other)?;
         assert_eq!(found.map(|difference| difference.block), Some(Some(1)));
         let found = one
             .difference(&digest(b"abcxef")?)
             .map_err(io::Error::other)?;
         assert_eq!(found.map(|difference| difference.block), Some(None));
-        let same = FileDigest::of_blocks(one.blocks.clone());
+        let same = FileDigest::of_blocks(one.blocks.clone(), 0, None);
         assert!(one.difference(&same).is_ok_and(|found| found.is_none()));
         let whole = FileDigest {
             blocks: vec![],

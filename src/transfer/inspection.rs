@@ -156,6 +156,7 @@ impl Remote {
             stall_timeout: VERSION_TIMEOUT,
             behind: None,
             is_growing: false,
+            blocks: None,
         };
         let endpoint = Endpoint::Remote(self.clone());
         endpoint

@@ -158,6 +158,8 @@ pub struct Progress {
     pub bytes_total: Option<u64>,
     /// Current rate, in bytes per second.
     pub rate_bytes_per_s: u64,
+    /// Bytes on which both ends agree so far. They are counted in blocks of 64 MiB and more, if one end is another host.
+    pub bytes_verified: u64,
 }
 
 /// Current phase of an attempt.

@@ -7,7 +7,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use ccat_transfer::settings::DigestAlgorithm;
-use ccat_transfer::transfer::endpoint::ReadOptions;
+use ccat_transfer::transfer::digest::{FileDigest, KnownBlocks};
+use ccat_transfer::transfer::endpoint::{BlockSender, Blocks, ReadOptions};
 use ccat_transfer::transfer::failures::Role;
 use rstest::rstest;
 use tokio::sync::watch;
@@ -153,14 +154,25 @@ async fn a_hanging_remote_digest_ends_with_the_connection() {
     eventually("it has stopped", || !something_runs("sleep 45678")).await;
 }
 
-/// bbcp withholds the permission to read a file until it is complete.
+/// bbcp withholds the permission to read a file until it is complete. Blocks that are known are not read again.
+#[rstest]
+#[case::local(Way::Local, true)]
+#[case::ssh(Way::Ssh, false)]
 #[tokio::test]
-async fn a_remote_copy_is_read_while_it_grows() {
+async fn a_copy_is_read_while_it_grows(#[case] way: Way, #[case] computes_whole: bool) {
     const BLOCK: u64 = 64 << 20;
-    let Some(bench) = bench(Role::Destination, Way::Ssh) else {
+    let Some(bench) = bench(Role::Destination, way) else {
         return;
     };
     let plan = bench.plan();
+    let copied = watch::Sender::new(0);
+    let behind = copied.subscribe();
+    let (channel, mut read) = tokio::sync::mpsc::unbounded_channel();
+    let end = entity::FileEnd::Destination;
+    let mut blocks = Blocks {
+        known: KnownBlocks::default(),
+        read: BlockSender { end, channel },
+    };
     let options = ReadOptions {
         size: BLOCK + 5,
         with_blocks: true,
@@ -168,6 +180,8 @@ async fn a_remote_copy_is_read_while_it_grows() {
     };
     let growing = ReadOptions {
         is_growing: true,
+        behind: Some(&behind),
+        blocks: Some(&blocks),
         ..options
     };
     let path = plan.target.temporary_path();
@@ -180,11 +194,31 @@ async fn a_remote_copy_is_read_while_it_grows() {
             file.set_len(size).unwrap();
             tokio::time::sleep(Duration::from_millis(300)).await;
         }
+        drop(copied);
         file
     };
     let (remote, file) = tokio::join!(plan.target.digest_temporary(growing), writing);
     let remote = remote.unwrap();
-    assert_eq!((remote.whole.is_some(), remote.blocks.len()), (false, 2));
+    let found = (
+        remote.whole.is_some(),
+        remote.blocks.len(),
+        remote.read_from,
+    );
+    assert_eq!(found, (computes_whole, 2, 0));
+    let (_, first) = read.recv().await.unwrap();
+    assert_eq!(first.digest, remote.blocks[0]);
+    blocks.known = KnownBlocks::first(options.algorithm, 1, [first]);
+    let resumed = ReadOptions {
+        blocks: Some(&blocks),
+        ..options
+    };
+    let resumed = plan.target.digest_temporary(resumed).await.unwrap();
+    assert_eq!(resumed.read_from, BLOCK);
+    assert_eq!(
+        (&resumed.whole, &resumed.blocks),
+        (&remote.whole, &remote.blocks)
+    );
+    let remote = FileDigest::of_blocks(remote.blocks, 0, remote.program);
 
     let mut origin = fs::File::create(bench.path("origin/p.tar")).unwrap();
     origin.set_len(BLOCK + 5).unwrap();

@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use rstest::rstest;
 
 use crate::bench::Bench;
+use crate::endpoints::publish;
 use crate::noise::{FAR, behind};
 
 /// Creates a bench with a remote destination, where `sync` records its arguments and runs `script`.
@@ -42,7 +43,7 @@ async fn content_and_directories_are_written() {
     let target = bench.plan().target;
     target.ensure_directory().await.unwrap();
     fs::write(target.temporary_path().as_path(), "new").unwrap();
-    target.publish().await.unwrap();
+    publish(&target).await.unwrap();
     let copy = format!("./{}", target.temporary());
     assert_eq!(synced(&bench), [copy, chain(&bench)]);
 

@@ -56,7 +56,14 @@ pub(crate) const READ_OPTIONS: ReadOptions<'static> = ReadOptions {
     stall_timeout: Duration::from_secs(10),
     behind: None,
     is_growing: false,
+    blocks: None,
 };
+
+/// Publishes the copy as it is now.
+pub(crate) async fn publish(target: &Target) -> Result<(), TransferError> {
+    let copy = target.inspect_temporary().await?.unwrap();
+    target.publish(&copy).await
+}
 
 /// A name with characters that a shell, ssh or bbcp could misinterpret.
 const ODD: &str = "-a b;c'd\"e$(touch oops)`f`*?[g]&|<>#~!{h}\\i:j@k é";
@@ -200,21 +207,30 @@ async fn publishes_without_overwriting(#[values(Way::Local, Way::Ssh)] way: Way)
     fs::write(target.temporary_path().as_path(), "new").unwrap();
     assert_eq!(target.temporaries().await.unwrap(), [target.temporary()]);
     let before = target.digest_temporary(READ_OPTIONS).await.unwrap();
-    target.publish().await.unwrap();
+    publish(&target).await.unwrap();
     assert_eq!(fs::read(directory.join(ODD)).unwrap(), b"new");
     assert_eq!(target.inspect_temporary().await.unwrap(), None);
     assert_eq!(target.digest(READ_OPTIONS).await.unwrap(), before);
 
     fs::write(target.temporary_path().as_path(), "newer").unwrap();
-    let error = target.publish().await.unwrap_err();
+    let error = publish(&target).await.unwrap_err();
     assert_eq!(error.code(), "destination_exists", "{error}");
     assert_eq!(fs::read(directory.join(ODD)).unwrap(), b"new");
     assert_eq!(fs::read_dir(&directory).unwrap().count(), 2);
 
+    // A copy that has changed is not published.
+    fs::remove_file(directory.join(ODD)).unwrap();
+    let mut verified = target.inspect_temporary().await.unwrap().unwrap();
+    verified.modified.as_mut().unwrap().seconds -= 1;
+    let error = target.publish(&verified).await.unwrap_err();
+    assert_eq!(error.code(), "copy_changed");
+    assert_eq!(target.inspect().await.unwrap(), None);
+    fs::write(directory.join(ODD), "new").unwrap();
+
     // A publication that was interrupted half-way, so that both names are the file, is completed.
     fs::remove_file(directory.join(ODD)).unwrap();
     fs::hard_link(target.temporary_path().as_path(), directory.join(ODD)).unwrap();
-    target.publish().await.unwrap();
+    publish(&target).await.unwrap();
     assert_eq!(fs::read(directory.join(ODD)).unwrap(), b"newer");
     assert_eq!(fs::read_dir(&directory).unwrap().count(), 1);
 }
@@ -254,7 +270,7 @@ async fn adopts_a_partial_copy(#[values(Way::Local, Way::Ssh)] way: Way) {
     earlier.remove_temporary().await.unwrap();
     assert!(target.temporary_path().as_path().exists());
 
-    target.publish().await.unwrap();
+    publish(&target).await.unwrap();
     assert_eq!(fs::read(directory.join(ODD)).unwrap(), b"par");
     assert_eq!(
         fs::read_dir(&directory).unwrap().count(),
@@ -282,13 +298,13 @@ async fn publication_never_replaces_a_directory_or_link(#[values(Way::Local, Way
     fs::write(target.temporary_path().as_path(), "new").unwrap();
     fs::create_dir(path).unwrap();
     assert_eq!(
-        target.publish().await.unwrap_err().code(),
+        publish(&target).await.unwrap_err().code(),
         "destination_exists"
     );
     fs::remove_dir(path).unwrap();
     std::os::unix::fs::symlink("/nowhere/at/all", path).unwrap();
     assert_eq!(
-        target.publish().await.unwrap_err().code(),
+        publish(&target).await.unwrap_err().code(),
         "destination_exists"
     );
     assert!(target.temporary_path().as_path().exists());

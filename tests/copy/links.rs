@@ -10,7 +10,7 @@ use ccat_transfer::transfer::failures::Role;
 use rstest::rstest;
 
 use crate::bench::Bench;
-use crate::endpoints::{READ_OPTIONS, Way, bench};
+use crate::endpoints::{READ_OPTIONS, Way, bench, publish};
 
 /// A file, and a directory with a file like a checkpoint, of other users.
 struct Others {
@@ -83,14 +83,14 @@ async fn publication_does_not_follow_links(#[values(Way::Local, Way::Ssh)] way: 
     let [copy, checkpoints] = names_of(&target);
     fs::write(&copy, "new").unwrap();
     symlink(&others.directory, &checkpoints).unwrap();
-    target.publish().await.unwrap();
+    publish(&target).await.unwrap();
     others.assert_untouched();
     assert_eq!(fs::read(target.path().as_path()).unwrap(), b"new");
     fs::remove_file(target.path().as_path()).unwrap();
 
     // A file that is not our copy must not be published.
     symlink(&others.file, &copy).unwrap();
-    let error = target.publish().await.unwrap_err();
+    let error = publish(&target).await.unwrap_err();
     assert_eq!(error.code(), "storage", "{}", error.chain());
     assert!(!exists(target.path().as_path()));
     let facts = target.inspect_temporary().await.unwrap();

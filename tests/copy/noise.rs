@@ -8,7 +8,7 @@ use ccat_transfer::transfer::endpoint::{FileKind, ReadOptions};
 use rstest::rstest;
 
 use crate::bench::{Bench, SIZE};
-use crate::endpoints::READ_OPTIONS;
+use crate::endpoints::{READ_OPTIONS, publish};
 
 /// Name of a host that is not local.
 pub(crate) const FAR: &str = "far.example.org";
@@ -43,10 +43,8 @@ async fn output_of_start_up_files_is_not_an_answer(#[case] startup: &str) {
     assert_eq!((facts.size, facts.kind), (SIZE, FileKind::File));
     let digest = plan.source.digest(READ_OPTIONS).await.unwrap();
     bench.origin_host = None;
-    assert_eq!(
-        digest,
-        bench.plan().source.digest(READ_OPTIONS).await.unwrap()
-    );
+    let local = bench.plan().source.digest(READ_OPTIONS).await.unwrap();
+    assert_eq!(digest.whole, local.whole);
 
     bench.destination_host = Some(FAR);
     let target = bench.plan().target;
@@ -54,7 +52,7 @@ async fn output_of_start_up_files_is_not_an_answer(#[case] startup: &str) {
     assert!(target.free_space().await.unwrap() > 0);
     assert_eq!(target.temporaries().await.unwrap(), []);
     fs::write(target.temporary_path().as_path(), "new").unwrap();
-    target.publish().await.unwrap();
+    publish(&target).await.unwrap();
     assert_eq!(target.inspect().await.unwrap().unwrap().size, 3);
 }
 
@@ -142,7 +140,7 @@ async fn every_posix_shell_works(
         ..READ_OPTIONS
     };
     let digest = target.digest_temporary(growing).await.unwrap().whole;
-    target.publish().await.unwrap();
+    publish(&target).await.unwrap();
     assert_eq!(target.digest(READ_OPTIONS).await.unwrap().whole, digest);
     target.remove_leftover(name).await.unwrap();
     assert_eq!(target.inspect().await.unwrap().unwrap().size, 3);

@@ -45,6 +45,7 @@ async fn a_transfer_is_acquired_renewed_and_completed(db: Fixture) {
         bytes_done: 5,
         bytes_total: Some(u64::MAX),
         rate_bytes_per_s: 3,
+        ..Progress::default()
     };
     repository.renew(&lease, copying(progress)).await.unwrap();
     let detail = repository.show(id).await.unwrap().unwrap();

@@ -15,6 +15,7 @@ mod transfer_rows;
 
 mod attempts;
 mod connections;
+mod digests;
 mod leases;
 mod links;
 mod manager_passes;

@@ -198,6 +198,7 @@ async fn a_cancelled_copy_can_write_nothing(db: Fixture) {
         bytes_done: 5,
         bytes_total: Some(9),
         rate_bytes_per_s: 3,
+        ..Progress::default()
     };
     db.repository
         .renew(&lease, copying(progress))

@@ -18,6 +18,7 @@ pub fn finished() -> CompletedCopy {
         bytes: 50_000_000_000,
         rate_bytes_per_s: 93_000_000,
         digest: Some("sha256:00ff".to_owned()),
+        verification: Some("origin: this program, after the copy".to_owned()),
         log_path: Some("/var/log/ccat/1-1.log".into()),
     }
 }

@@ -371,6 +371,7 @@ mod tests {
 
     fn detail(status: Status) -> TransferDetail {
         TransferDetail {
+            bytes_verified: None,
             transfer: TransferRecord {
                 id: TransferId::new(7),
                 status: Label::Known(status),

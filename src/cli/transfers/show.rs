@@ -139,6 +139,10 @@ fn describe(
             output::second(lease.expires_at)
         )?;
     }
+    if let Some(bytes) = detail.bytes_verified {
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        writeln!(text, "verified   {}", output::size(bytes))?;
+    }
     writeln!(text, "why        {}", explanation.why)?;
     for (n, next) in explanation.next.iter().enumerate() {
         let label = if n == 0 { "next" } else { "" };

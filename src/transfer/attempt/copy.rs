@@ -3,11 +3,13 @@
 use std::path::Path;
 use std::time::Duration;
 
+use entity::FileEnd;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::AttemptRun;
+use super::blocks::{BlockRecorder, KnownEnds};
 use super::prepare::{EarlierPartial, Prepared};
 use crate::faults::fault_point;
 use crate::transfer::bbcp;
@@ -25,13 +27,25 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
 const COPIED_STEP_BYTES: u64 = 4 << 20;
 
 impl AttemptRun<'_> {
-    /// Adopts the partial copy of an earlier attempt, if there is one. Returns its size in bytes.
-    pub(super) async fn begin_partial(&self, prepared: &Prepared) -> Result<u64, TransferError> {
+    /// Adopts the partial copy of an earlier attempt, if there is one. Returns its size in bytes, and the blocks that
+    /// need not be read again.
+    pub(super) async fn begin_partial(
+        &self,
+        prepared: &Prepared,
+    ) -> Result<(u64, KnownEnds), TransferError> {
         if !prepared.plan.keeps_partial() {
-            return Ok(0);
+            return Ok((0, KnownEnds::default()));
         }
         let beginning = self.adopt_partial(&prepared.plan, prepared.earlier);
-        self.run_unless_stopped(beginning).await
+        let bytes = self.run_unless_stopped(beginning).await?;
+        let known = match prepared.earlier {
+            Some(earlier) if bytes > 0 => self.known_blocks(prepared, &earlier.facts, bytes).await,
+            _ => {
+                self.forget_blocks().await;
+                KnownEnds::default()
+            }
+        };
+        Ok((bytes, known))
     }
 
     async fn adopt_partial(
@@ -72,6 +86,7 @@ impl AttemptRun<'_> {
         );
         self.run_unless_stopped(plan.target.remove_temporary())
             .await?;
+        self.forget_blocks().await;
         self.run_unless_stopped(self.adopt_partial(plan, None))
             .await
             .map(drop)
@@ -81,10 +96,11 @@ impl AttemptRun<'_> {
     pub(super) async fn copy(
         &self,
         plan: &Plan,
+        blocks: &BlockRecorder,
         log_path: &Path,
     ) -> Result<CopyDigests, TransferError> {
         let copied = watch::Sender::new(0);
-        let digests = CopyDigests::start(plan, &copied);
+        let digests = CopyDigests::start(plan, &copied, blocks);
         fault_point!(
             CopyEnded,
             step("transfer/copy", self.run_bbcp(plan, log_path, &copied)).await
@@ -167,6 +183,7 @@ impl AttemptRun<'_> {
                 bytes_done: plan.size,
                 bytes_total: Some(plan.size),
                 rate_bytes_per_s: rate,
+                ..Default::default()
             },
         );
         Ok(())
@@ -177,36 +194,41 @@ impl AttemptRun<'_> {
 pub(super) struct CopyDigests {
     /// Digest of the origin, if it is needed. Bytes that bbcp has just read are still in the page cache.
     pub(super) origin: Option<RunningDigest>,
-    /// Digest of a remote destination, which grows meanwhile. (A local destination is read from the disk afterwards.)
+    /// Digest of the destination, which grows meanwhile. If both ends are on this host, it is read from the disk after the
+    /// copy.
     pub(super) destination: Option<RunningDigest>,
 }
 
 impl CopyDigests {
-    fn start(plan: &Plan, copied: &watch::Sender<u64>) -> Self {
-        let options = plan.read_options();
-        let origin = plan.needs_origin_digest().then(|| {
-            let (source, copied) = (plan.source.clone(), copied.subscribe());
-            async move {
+    /// No digest is computed while the copy runs.
+    pub(super) fn none() -> Self {
+        Self {
+            origin: None,
+            destination: None,
+        }
+    }
+
+    fn start(plan: &Plan, copied: &watch::Sender<u64>, recorder: &BlockRecorder) -> Self {
+        let start = |end| {
+            let (plan, copied) = (plan.clone(), copied.subscribe());
+            let blocks = plan.compares_blocks().then(|| recorder.blocks(end));
+            AbortOnDropHandle::new(tokio::spawn(async move {
                 let options = ReadOptions {
                     behind: Some(&copied),
-                    ..options
+                    is_growing: end == FileEnd::Destination,
+                    blocks: blocks.as_ref(),
+                    ..plan.read_options()
                 };
-                source.digest(options).await
-            }
-        });
-        let destination = plan.target.endpoint().remote().map(|_| {
-            let target = plan.target.clone();
-            async move {
-                let options = ReadOptions {
-                    is_growing: true,
-                    ..options
-                };
-                target.digest_temporary(options).await
-            }
-        });
+                match end {
+                    FileEnd::Origin => plan.source.digest(options).await,
+                    FileEnd::Destination => plan.target.digest_temporary(options).await,
+                }
+            }))
+        };
+        let is_between_hosts = plan.remote_end().is_some();
         Self {
-            origin: origin.map(|reading| AbortOnDropHandle::new(tokio::spawn(reading))),
-            destination: destination.map(|reading| AbortOnDropHandle::new(tokio::spawn(reading))),
+            origin: plan.needs_origin_digest().then(|| start(FileEnd::Origin)),
+            destination: is_between_hosts.then(|| start(FileEnd::Destination)),
         }
     }
 }
@@ -254,6 +276,7 @@ fn progress(latest: &bbcp::CopyProgress) -> Progress {
         bytes_done: latest.bytes_done,
         bytes_total: Some(latest.bytes_total),
         rate_bytes_per_s: latest.rate_bytes_per_s.map_or(0, round_rate),
+        ..Default::default()
     }
 }
 

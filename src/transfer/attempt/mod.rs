@@ -6,6 +6,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use futures_util::FutureExt as _;
@@ -14,8 +15,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use self::blocks::KnownEnds;
+use self::copy::CopyDigests;
 use self::prepare::{DestinationState, Prepared};
-use super::digest::Digest;
+use self::verify::VerifiedCopy;
 use super::endpoint::Facts;
 use super::failures::{PartialCopy, TransferError};
 use super::lease::{Lease, Phase, Progress, Snapshot};
@@ -29,6 +32,7 @@ use crate::faults::fault_point;
 use crate::transfer::trace::step;
 use service_connection::error_chain::panic_text;
 
+mod blocks;
 mod copy;
 mod prepare;
 mod publish;
@@ -61,6 +65,8 @@ pub(super) struct AttemptRun<'a> {
     paused: Arc<OnceLock<PausedLink>>,
     /// The phase alone, for the lease renewer, which does not need the progress.
     phases: watch::Sender<Phase>,
+    /// Number of bytes on which both ends agree.
+    verified: Arc<AtomicU64>,
     started: Instant,
 }
 
@@ -79,6 +85,7 @@ impl<'a> AttemptRun<'a> {
             lost: CancellationToken::new(),
             paused: Arc::default(),
             phases: watch::Sender::new(Phase::Preparing),
+            verified: Arc::default(),
             started: Instant::now(),
         }
     }
@@ -150,7 +157,7 @@ impl<'a> AttemptRun<'a> {
             // The partial copy was kept for a copy that is now unnecessary.
             self.remove_earlier_files(plan, None).await;
         }
-        let committing = self.commit(plan, &digest, None);
+        let committing = self.commit(plan, &digest, None, None);
         let summary = step("transfer/commit", committing).await?;
         Ok(Success::AlreadyThere(summary))
     }
@@ -160,20 +167,34 @@ impl<'a> AttemptRun<'a> {
         prepared: &Prepared,
         log_path: &Path,
     ) -> Result<Summary, TransferError> {
-        let resumed = self.begin_partial(prepared).await?;
-        let digest = match self.copy_and_verify(prepared, log_path).await {
+        let plan = &prepared.plan;
+        let (resumed, known) = self.begin_partial(prepared).await?;
+        let mut verified = match self.copy_and_verify(prepared, known, log_path).await {
             // The earlier partial copy may be the cause. bbcp completes any file, even one that is not a part of the
             // package.
             Err(error) if resumed > 0 && error.partial() == PartialCopy::Restart => {
-                self.restart_partial(&prepared.plan, resumed, &error)
-                    .await?;
-                self.copy_and_verify(prepared, log_path).await?
+                self.restart_partial(plan, resumed, &error).await?;
+                self.copy_and_verify(prepared, KnownEnds::default(), log_path)
+                    .await?
             }
             verified => verified?,
         };
-        let plan = &prepared.plan;
-        step("transfer/publish", self.publish(prepared)).await?;
-        let committing = self.commit(plan, &digest, Some(log_path.to_owned()));
+        match step("transfer/publish", self.publish(prepared, &verified)).await {
+            Err(error @ TransferError::CopyChanged { .. }) => {
+                tracing::warn!(
+                    data_transfer_id = self.request.id.get(),
+                    attempt = self.lease.attempt().get(),
+                    error = error.chain(),
+                    "verifying the copy once more"
+                );
+                let verifying = self.verify(prepared, CopyDigests::none());
+                verified = self.run_unless_stopped(verifying).await?;
+                step("transfer/publish", self.publish(prepared, &verified)).await?;
+            }
+            published => published?,
+        }
+        let VerifiedCopy { digest, method, .. } = verified;
+        let committing = self.commit(plan, &digest, Some(method), Some(log_path.to_owned()));
         let summary = step("transfer/commit", committing).await?;
         if let Some(metrics) = self.service.metrics() {
             metrics.copied(&plan.link.origin, &plan.link.destination, summary.bytes);
@@ -185,13 +206,22 @@ impl<'a> AttemptRun<'a> {
     async fn copy_and_verify(
         &self,
         prepared: &Prepared,
+        known: KnownEnds,
         log_path: &Path,
-    ) -> Result<Digest, TransferError> {
-        let digests = self.copy(&prepared.plan, log_path).await?;
-        let verifying = self.run_unless_stopped(self.verify(prepared, digests));
-        let digest = step("transfer/verify", verifying).await?;
-        fault_point!(Verified, Ok::<(), TransferError>(()))?;
-        Ok(digest)
+    ) -> Result<VerifiedCopy, TransferError> {
+        let recorder = self.record_blocks(prepared, known);
+        let copying = async {
+            let digests = self.copy(&prepared.plan, &recorder, log_path).await?;
+            let verifying = self.run_unless_stopped(self.verify(prepared, digests));
+            let verified = step("transfer/verify", verifying).await?;
+            fault_point!(Verified, Ok::<(), TransferError>(()))?;
+            Ok(verified)
+        };
+        let copied = copying.await;
+        if copied.is_err() {
+            recorder.finish().await;
+        }
+        copied
     }
 
     /// The result of an attempt that ended with `error`.
@@ -246,6 +276,10 @@ impl<'a> AttemptRun<'a> {
 
     /// Publishes the state of the attempt to its caller and to the lease renewer.
     fn show(&self, phase: Phase, progress: Progress) {
+        let progress = Progress {
+            bytes_verified: self.verified.load(Ordering::Relaxed),
+            ..progress
+        };
         self.request
             .snapshots
             .send_replace(Snapshot { phase, progress });

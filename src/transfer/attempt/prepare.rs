@@ -19,7 +19,7 @@ use crate::transfer::trace::{KeyValue, set_attributes, step};
 #[derive(Clone, Copy)]
 pub(super) struct EarlierPartial {
     pub(super) name: TemporaryName,
-    bytes: u64,
+    pub(super) facts: Facts,
 }
 
 /// Data for the steps after the preparation.
@@ -221,8 +221,9 @@ impl AttemptRun<'_> {
         let Some(name) = latest.and_then(|left| TemporaryName::parse(&left.temporary_name)) else {
             return Ok(None);
         };
-        let bytes = plan.target.leftover_size(name).await?;
-        Ok((bytes > 0).then_some(EarlierPartial { name, bytes }))
+        let facts = plan.target.inspect_leftover(name).await?;
+        let facts = facts.filter(|facts| facts.size > 0);
+        Ok(facts.map(|facts| EarlierPartial { name, facts }))
     }
 
     /// Records the names of a copy's files before they are made. Returns the path of bbcp's log file.
@@ -244,7 +245,7 @@ impl AttemptRun<'_> {
         earlier: Option<EarlierPartial>,
         available: u64,
     ) -> Result<(), TransferError> {
-        let present = earlier.map_or(0, |partial| partial.bytes);
+        let present = earlier.map_or(0, |partial| partial.facts.size);
         let needed = plan
             .size
             .saturating_sub(present)

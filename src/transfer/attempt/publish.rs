@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::AttemptRun;
 use super::prepare::Prepared;
+use super::verify::VerifiedCopy;
 use crate::faults::fault_point;
 use crate::transfer::database_retry::write_with_lease;
 use crate::transfer::digest::Digest;
@@ -15,7 +16,11 @@ use crate::transfer::request::Summary;
 
 impl AttemptRun<'_> {
     /// Gives the copy its final name if the database confirms that this worker still holds the lease.
-    pub(super) async fn publish(&self, prepared: &Prepared) -> Result<(), TransferError> {
+    pub(super) async fn publish(
+        &self,
+        prepared: &Prepared,
+        verified: &VerifiedCopy,
+    ) -> Result<(), TransferError> {
         self.show(Phase::Publishing, self.progress());
         let (service, lease, plan) = (self.service, self.lease, &prepared.plan);
         let snapshot = *self.request.snapshots.borrow();
@@ -26,7 +31,7 @@ impl AttemptRun<'_> {
             fault_point!(LeaseConfirmed, repository.renew(lease, snapshot).await).map(drop)
         })
         .await?;
-        match fault_point!(Renamed, plan.target.publish().await) {
+        match fault_point!(Renamed, plan.target.publish(&verified.facts).await) {
             // The file may be our own: the answer to an earlier rename may have been lost.
             Err(error @ TransferError::DestinationExists { .. }) => {
                 let existing = plan.target.inspect().await?.ok_or(error)?;
@@ -45,6 +50,7 @@ impl AttemptRun<'_> {
         &self,
         plan: &Plan,
         digest: &Digest,
+        verification: Option<String>,
         log_path: Option<PathBuf>,
     ) -> Result<Summary, TransferError> {
         let (service, lease) = (self.service, self.lease);
@@ -52,6 +58,7 @@ impl AttemptRun<'_> {
             bytes: plan.size,
             rate_bytes_per_s: self.progress().rate_bytes_per_s,
             digest: Some(digest.to_string()),
+            verification,
             log_path,
         };
         write_with_lease(lease, &self.request.cancelled, || {

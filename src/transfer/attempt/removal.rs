@@ -114,6 +114,7 @@ impl TransferService {
         };
         let problem = match timeout(REMOVAL_TIMEOUT, clearing).await {
             Ok(Ok(())) => {
+                self.forget_blocks(id).await;
                 return Cleared {
                     removed,
                     kept: None,
@@ -172,6 +173,7 @@ impl TransferService {
         let error = match removed {
             Ok(Ok(())) => {
                 fault_point!(Tidied);
+                self.forget_blocks(transfer_id).await;
                 return self.forget_temporary(transfer_id, number).await;
             }
             Ok(Err(error)) => error.chain(),
@@ -183,6 +185,17 @@ impl TransferService {
             error,
             "temporary file not removed; the next attempt at this transfer removes it"
         );
+    }
+
+    /// Deletes the record of the blocks of a partial copy that was removed.
+    pub(super) async fn forget_blocks(&self, id: TransferId) {
+        if let Err(error) = self.repository().forget_blocks(id).await {
+            tracing::debug!(
+                data_transfer_id = id.get(),
+                error = %chain(&error),
+                "blocks of a removed copy are still recorded"
+            );
+        }
     }
 
     /// Deletes the record of a temporary file that was removed.

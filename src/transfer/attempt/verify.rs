@@ -1,5 +1,7 @@
 //! Verification of a copy against its origin.
 
+use std::sync::atomic::Ordering;
+
 use super::AttemptRun;
 use super::copy::CopyDigests;
 use super::prepare::Prepared;
@@ -30,6 +32,16 @@ fn unchanged(plan: &Plan, before: &Facts, after: &Facts) -> Result<(), TransferE
     }
 }
 
+/// A copy with the content of its origin.
+pub(super) struct VerifiedCopy {
+    /// Digest of the whole file.
+    pub(super) digest: Digest,
+    /// Facts about the copy after bbcp had ended.
+    pub(super) facts: Facts,
+    /// Description of how both ends were read, for people.
+    pub(super) method: String,
+}
+
 impl AttemptRun<'_> {
     /// bbcp's exit code is not a proof: bbcp can end with 0 and a wrong file. Size and digest at both ends
     /// are a proof, if the origin has not changed meanwhile.
@@ -37,21 +49,18 @@ impl AttemptRun<'_> {
         &self,
         prepared: &Prepared,
         digests: CopyDigests,
-    ) -> Result<Digest, TransferError> {
+    ) -> Result<VerifiedCopy, TransferError> {
         let plan = &prepared.plan;
-        let path = || plan.target.path().to_string();
-        let found = plan
-            .target
-            .inspect_temporary()
-            .await?
-            .map_or(0, |facts| facts.size);
-        if found != plan.size {
+        let found = plan.target.inspect_temporary().await?;
+        let Some(facts) = found.filter(|found| found.size == plan.size) else {
             return Err(TransferError::TargetSize {
-                path: path(),
+                path: plan.target.path().to_string(),
                 expected: plan.size,
-                found,
+                found: found.map_or(0, |found| found.size),
             });
-        }
+        };
+        let origin_time = ReadTime::of(digests.origin.as_ref());
+        let destination_time = ReadTime::of(digests.destination.as_ref());
         let origin = async {
             let Some(running) = digests.origin else {
                 return Ok(None);
@@ -60,7 +69,6 @@ impl AttemptRun<'_> {
             fault_point!(OriginDigested, Ok::<(), TransferError>(()))?;
             Ok(Some(digest))
         };
-        let is_read_during_copy = digests.destination.is_some();
         let destination = async {
             let digest = match digests.destination {
                 Some(running) => finished(running).await?,
@@ -74,23 +82,46 @@ impl AttemptRun<'_> {
             plan.source.inspect(),
         )?;
         unchanged(plan, &prepared.source, &after)?;
-        let mut compared = self.compare(plan, origin.clone(), destination).await?;
-        if is_read_during_copy && matches!(compared, DigestMatch::Differs(_)) {
-            // The file may have been read before it had its final content.
+        let mut method = format!(
+            "origin: {}; destination: {}",
+            origin.as_ref().map_or_else(
+                || "recorded checksum".to_owned(),
+                |digest| describe(digest, origin_time)
+            ),
+            describe(&destination, destination_time)
+        );
+        let mut compared = self.compare(plan, origin, destination).await?;
+        if destination_time == ReadTime::DuringCopy && matches!(compared, DigestMatch::Differs(_)) {
+            // The file may have been read before it had its final content, or before a power failure.
             tracing::warn!(
                 data_transfer_id = self.request.id.get(),
                 attempt = self.lease.attempt().get(),
-                "digest read during the copy differs from the origin; reading the finished copy"
+                "digest read during the copy differs from the origin; reading both files once more"
             );
             let options = plan.read_options();
-            let destination = plan.target.digest_temporary(options).await?;
-            compared = self.compare(plan, origin, destination).await?;
+            let (origin, destination) = tokio::try_join!(
+                plan.source.digest(options),
+                plan.target.digest_temporary(options),
+            )?;
+            method = format!(
+                "origin: {}; destination: {}",
+                describe(&origin, ReadTime::AfterCopy),
+                describe(&destination, ReadTime::AfterCopy)
+            );
+            compared = self.compare(plan, Some(origin), destination).await?;
         }
         match compared {
-            DigestMatch::Same(digest) => Ok(digest),
+            DigestMatch::Same(digest) => {
+                self.verified.store(plan.size, Ordering::Relaxed);
+                Ok(VerifiedCopy {
+                    digest,
+                    facts,
+                    method,
+                })
+            }
             DigestMatch::Differs(Difference { block, one, other }) => {
                 Err(TransferError::ChecksumMismatch {
-                    path: path(),
+                    path: plan.target.path().to_string(),
                     algorithm: one.algorithm_name(),
                     expected: one.hex().into(),
                     found: other.hex().into(),
@@ -215,6 +246,32 @@ impl AttemptRun<'_> {
                     .ok_or_else(|| internal(&"no end has the digest of the whole file")),
             },
         }
+    }
+}
+
+/// When a file was read for its digest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ReadTime {
+    DuringCopy,
+    AfterCopy,
+}
+
+impl ReadTime {
+    fn of(running: Option<&RunningDigest>) -> Self {
+        running.map_or(Self::AfterCopy, |_| Self::DuringCopy)
+    }
+}
+
+/// Describes for people how a digest was computed.
+fn describe(digest: &FileDigest, time: ReadTime) -> String {
+    let program = digest.program.as_deref().unwrap_or("this program");
+    let when = match time {
+        ReadTime::DuringCopy => "during the copy",
+        ReadTime::AfterCopy => "after the copy",
+    };
+    match digest.read_from {
+        0 => format!("{program}, {when}"),
+        from => format!("{program}, {when}, from byte {from}"),
     }
 }
 

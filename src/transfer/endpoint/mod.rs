@@ -9,10 +9,11 @@
 
 use std::time::Duration;
 
-use tokio::sync::watch;
+use entity::FileEnd;
+use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::digest::FileDigest;
+use super::digest::{FileDigest, KnownBlocks, ReadBlock};
 use super::failures::{Role, TransferError};
 use crate::settings::{DigestAlgorithm, Ssh};
 
@@ -122,8 +123,36 @@ pub struct ReadOptions<'a> {
     /// Number of bytes that the running copy has read so far; used at a local end only. The reader stays near the copy,
     /// so that it reads from the page cache, until the sender is dropped.
     pub behind: Option<&'a watch::Receiver<u64>>,
-    /// True if the file still grows to its expected size; used at a remote end only.
+    /// True if the file still grows to its expected size. A local end then waits for it until the copy that it reads
+    /// [behind](Self::behind) has ended.
     pub is_growing: bool,
+    /// Blocks that are not read again, and the receiver of the others.
+    pub blocks: Option<&'a Blocks>,
+}
+
+/// The blocks of one file.
+#[derive(Debug, Clone)]
+pub struct Blocks {
+    /// The first ones, which were read before.
+    pub known: KnownBlocks,
+    /// Receiver of each further block as soon as it has been read.
+    pub read: BlockSender,
+}
+
+/// Sends blocks that were read, with the end of the copy to which the file belongs.
+#[derive(Debug, Clone)]
+pub struct BlockSender {
+    /// End of the copy.
+    pub end: FileEnd,
+    /// Channel.
+    pub channel: mpsc::UnboundedSender<(FileEnd, ReadBlock)>,
+}
+
+impl BlockSender {
+    fn send(&self, block: ReadBlock) {
+        // Without a receiver, the block is not needed.
+        let _ = self.channel.send((self.end, block));
+    }
 }
 
 /// Converts the failure of a file system operation.

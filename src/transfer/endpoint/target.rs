@@ -134,14 +134,24 @@ impl Target {
     /// # Errors
     /// The end could not be reached.
     pub async fn leftover_size(&self, name: TemporaryName) -> Result<u64, TransferError> {
+        let facts = self.inspect_leftover(name).await?;
+        Ok(facts.map_or(0, |facts| facts.size))
+    }
+
+    /// Facts about a temporary of any attempt, if it exists and is a plain file of ours.
+    ///
+    /// # Errors
+    /// The end could not be reached.
+    pub(in crate::transfer) async fn inspect_leftover(
+        &self,
+        name: TemporaryName,
+    ) -> Result<Option<Facts>, TransferError> {
         let path = self.copy_path(name);
         let facts = self
             .endpoint
             .stat(Role::Destination, &path, Links::Refuse)
             .await?;
-        Ok(facts
-            .filter(|facts| facts.kind == FileKind::File && facts.names == Some(1))
-            .map_or(0, |facts| facts.size))
+        Ok(facts.filter(|facts| facts.kind == FileKind::File && facts.names == Some(1)))
     }
 
     /// Makes this attempt's checkpoint directory, and renames the partial copy of `earlier`, another attempt at the
@@ -195,18 +205,22 @@ impl Target {
     ///
     /// A publication that was interrupted half-way (both names are the same file) is completed.
     ///
+    /// If size and time of last change of the temporary are not those of `verified`, it is not renamed.
+    ///
     /// # Errors
-    /// [`TransferError::DestinationExists`], [`TransferError::RenameUnsupported`], or the end could not be reached. In
-    /// the last case the rename may have been done, and a repetition then reports that the destination exists: compare
+    /// [`TransferError::DestinationExists`], [`TransferError::RenameUnsupported`], [`TransferError::CopyChanged`], or the
+    /// end could not be reached. In the last case the rename may have been done, and a repetition then reports that the destination exists: compare
     /// the digests.
-    pub async fn publish(&self) -> Result<(), TransferError> {
+    pub async fn publish(&self, verified: &Facts) -> Result<(), TransferError> {
         let own = self.partial(self.temporary);
+        let directories = self.directories();
         match &self.endpoint {
-            Endpoint::Local => local::partial::publish(own, &self.path, self.directories()).await,
+            Endpoint::Local => {
+                local::partial::publish(own, *verified, &self.path, directories).await
+            }
             Endpoint::Remote(remote) => {
-                let directories = self.directories();
                 remote
-                    .rename_no_overwrite(&own, &self.path, &directories)
+                    .rename_no_overwrite(&own, verified, &self.path, &directories)
                     .await
             }
         }

@@ -328,6 +328,12 @@ failures! {
             copy was discarded",
         remedy: "If it is repeated, look for bad memory or a bad disk.",
     }
+    /// The copy changed after it was verified, and again after it was read once more. It was removed.
+    CopyChanged { path: String } = "copy_changed" {
+        scope: Destination, retry: General, wait: Backoff, partial: Discard,
+        message: "the copy of {path} changed at the destination after it was verified; it was discarded",
+        remedy: "Find the program that writes to the destination's directory.",
+    }
     /// bbcp refused to resume a partial copy, and then also to copy from the beginning.
     ResumeRefused { line: String } = "resume_refused" {
         scope: Link, retry: General, wait: Backoff, partial: Restart,

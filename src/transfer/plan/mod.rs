@@ -132,12 +132,13 @@ impl Plan {
             stall_timeout: self.stall_timeout,
             behind: None,
             is_growing: false,
+            blocks: None,
         }
     }
 
     /// Returns true if the two ends are compared block by block: a remote end computes no digest of a whole file that
     /// has several blocks.
-    fn compares_blocks(&self) -> bool {
+    pub(super) fn compares_blocks(&self) -> bool {
         block_bytes(self.size) < self.size && self.remote_end().is_some()
     }
 

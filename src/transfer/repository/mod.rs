@@ -38,6 +38,7 @@ use crate::transfer::id::{AttemptNumber, TransferId};
 mod acquire;
 mod census;
 mod delay;
+mod digests;
 mod ends;
 mod files;
 mod holder;
@@ -56,6 +57,7 @@ mod sweep;
 
 pub use acquire::{Acquired, Acquisition, Displaced};
 pub use census::Census;
+pub use digests::RecordedBlock;
 pub use ends::{SiteError, TransferEnd};
 pub use files::Leftover;
 pub use holder::{ClaimError, Renewal, Successor};

@@ -116,6 +116,8 @@ pub struct TransferDetail {
     pub transfer: TransferRecord,
     /// Lease on the transfer, if a worker holds one.
     pub lease: Option<LeaseInfo>,
+    /// Bytes of an incomplete copy on which both ends agree, according to the recorded blocks; `None` if none are recorded.
+    pub bytes_verified: Option<u64>,
     /// Time since which the transfer is SCHEDULED, and its message.
     pub schedule: Option<ScheduleRecord>,
     /// Time until which the transfer waits for its next attempt.
@@ -163,7 +165,7 @@ pub struct AttemptRecord {
     pub outcome: Option<Outcome>,
     /// Stable error code, for programs.
     pub error_code: Option<String>,
-    /// Error message, for people.
+    /// Message for people: the error, or how the copy of a completed attempt was verified.
     pub message: Option<String>,
     /// Bytes copied.
     pub bytes: Option<i64>,
@@ -219,7 +221,14 @@ impl Repository {
                 true => self.schedule_record(id).await?,
                 false => None,
             };
+            let size = transfer
+                .package
+                .as_ref()
+                .and_then(|package| package.size_bytes);
+            let size = size.or(lease.as_ref().and_then(|lease| lease.bytes_total));
+            let size = size.and_then(|bytes| u64::try_from(bytes).ok());
             Ok(Some(TransferDetail {
+                bytes_verified: self.verified_bytes(id, size).await?,
                 schedule,
                 competing_lease: self.competing_lease(&transfer).await?,
                 transfer,

@@ -29,6 +29,8 @@ pub struct CompletedCopy {
     pub rate_bytes_per_s: u64,
     /// Digest on which both ends agree, as `algorithm:hex`.
     pub digest: Option<String>,
+    /// Description of how both ends were read, for people.
+    pub verification: Option<String>,
     /// Log file of the attempt; `None` writes no log row.
     pub log_path: Option<PathBuf>,
 }
@@ -89,7 +91,7 @@ impl Repository {
             ending: Ending {
                 outcome: Outcome::Completed,
                 error_code: None,
-                message: None,
+                message: finished.verification.clone(),
                 bytes: column_value(finished.bytes),
                 rate_bytes_per_s: column_value(finished.rate_bytes_per_s),
                 digest: finished.digest.clone(),
@@ -245,6 +247,9 @@ impl Repository {
         let code = settlement.ending.error_code.as_deref().unwrap_or_default();
         delay::replace(tx, id, now, settlement.delay, failures, code).await?;
         end_attempt(tx, id, lease.attempt, now, &settlement.ending).await?;
+        if settlement.status == Status::Completed {
+            self.delete_blocks(tx, id).await?;
+        }
         if let Some(log_path) = settlement.log_path {
             self.insert_log(tx, id, settlement.status, log_path, now)
                 .await?;

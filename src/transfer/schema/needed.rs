@@ -3,7 +3,8 @@
 use entity::{
     data_location, data_transfer, data_transfer_log, data_transfer_package, data_transfer_route,
     disk_data_location, site, transfer_worker_action, transfer_worker_attempt,
-    transfer_worker_delay, transfer_worker_lease, transfer_worker_link, transfer_worker_schedule,
+    transfer_worker_delay, transfer_worker_digest, transfer_worker_lease, transfer_worker_link,
+    transfer_worker_schedule,
 };
 use sea_orm::sea_query::Iden;
 
@@ -151,7 +152,7 @@ impl TableRequirements {
 }
 
 /// Returns the requirements, in the order in which differences are reported.
-pub(super) fn required_tables() -> [TableRequirements; 13] {
+pub(super) fn required_tables() -> [TableRequirements; 14] {
     [
         site_requirements(),
         data_location_requirements(),
@@ -165,6 +166,7 @@ pub(super) fn required_tables() -> [TableRequirements; 13] {
         delay_requirements(),
         link_requirements(),
         schedule_requirements(),
+        digest_requirements(),
         action_requirements(),
     ]
 }
@@ -311,6 +313,27 @@ fn delay_requirements() -> TableRequirements {
     ];
     TableRequirements::of(transfer_worker_delay::Entity, columns)
         .inserted::<transfer_worker_delay::Column>([])
+}
+
+/// Optional table, as [`link_requirements`].
+fn digest_requirements() -> TableRequirements {
+    use transfer_worker_digest::Column::{
+        Block, DataTransferId, Digest, FileEnd, FileVersion, State,
+    };
+    let columns = [
+        (DataTransferId, ColumnUse::Integer),
+        (FileEnd, ColumnUse::Text),
+        (Block, ColumnUse::Integer),
+        (FileVersion, ColumnUse::Text),
+        (Digest, ColumnUse::Text),
+        (State, ColumnUse::Text),
+    ];
+    let requirements = TableRequirements::of(transfer_worker_digest::Entity, columns)
+        .inserted::<transfer_worker_digest::Column>([]);
+    TableRequirements {
+        may_be_missing: true,
+        ..requirements
+    }
 }
 
 /// Optional table: a database that an older version of this program migrated can be used without it.

@@ -1,8 +1,9 @@
 //! An end on this host.
 
 use std::fs::{self, File};
-use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -24,7 +25,7 @@ use self::directory::{Directory, is_regular, not_plain};
 use super::{
     AbsolutePath, DigestResult, Facts, FileKind, FileTime, Links, ReadOptions, RootProblem, storage,
 };
-use crate::transfer::digest::{self, FileDigest};
+use crate::transfer::digest::{self, FileDigest, FileHasher};
 use crate::transfer::failures::{Role, THIS_HOST, TransferError};
 
 pub(in crate::transfer) mod directory;
@@ -91,12 +92,17 @@ fn facts(path: &Path, metadata: &fs::Metadata) -> Facts {
             FileKind::Other
         },
         readable: eaccess(path, AccessFlags::R_OK).is_ok(),
-        modified: FileTime::new(metadata.mtime(), metadata.mtime_nsec()),
+        modified: modified(metadata),
         changed: FileTime::new(metadata.ctime(), metadata.ctime_nsec()),
         identity: Some((metadata.dev(), metadata.ino())),
         names: Some(metadata.nlink()),
         boot: boot(),
     }
+}
+
+/// Time of the last change of a file's content.
+fn modified(metadata: &fs::Metadata) -> Option<FileTime> {
+    FileTime::new(metadata.mtime(), metadata.mtime_nsec())
 }
 
 /// Boot id of the running kernel, unique to this host.
@@ -265,20 +271,38 @@ impl Shared {
         options: ReadOptions<'_>,
     ) -> io::Result<FileDigest> {
         let behind = options.behind;
-        let block_bytes = options
-            .with_blocks
-            .then(|| digest::block_bytes(options.size));
+        let block_bytes = digest::block_bytes(options.size);
+        let hasher = match options.blocks {
+            Some(blocks) => FileHasher::after(&blocks.known, options.algorithm, block_bytes),
+            None => FileHasher::new(
+                options.algorithm,
+                options.with_blocks.then_some(block_bytes),
+            ),
+        };
         // A copy at memory speed needs all processors, so a reader beside a copy uses only what the copy leaves. The
         // rest of the file is read after the copy, at the same time as the other end.
         if behind.is_some() {
             lower_priority();
         }
-        let file = open(path, links)?;
+        let growth = behind
+            .filter(|_| options.is_growing)
+            .map(|copied| Growth::new(self, copied));
+        let mut file = match &growth {
+            Some(growth) => growth.open(path, links)?,
+            None => open(path, links)?,
+        };
         // Read data that was just written from the disk, not from the page cache.
-        if role == Role::Destination {
+        if role == Role::Destination && growth.is_none() {
             let _advice_only = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
         }
-        digest::of(options.algorithm, block_bytes, file, |bytes| {
+        file.seek(SeekFrom::Start(hasher.start()))?;
+        let missing = options.size.saturating_sub(hasher.start());
+        let reader = GrowingFile {
+            file,
+            growth,
+            missing,
+        };
+        let go_on = |bytes| {
             let is_too_far = |copied: &watch::Receiver<u64>| {
                 copied.has_changed().is_ok()
                     && bytes > copied.borrow().saturating_add(MAX_LEAD_BYTES)
@@ -289,7 +313,95 @@ impl Shared {
                 is_wanted = self.sign(bytes);
             }
             is_wanted
+        };
+        hasher.read(reader, go_on, |block| {
+            if let Some(blocks) = options.blocks {
+                blocks.read.send(block);
+            }
         })
+    }
+}
+
+/// Maximum time between two looks at a file that grows.
+const GROWTH_POLL: Duration = Duration::from_millis(200);
+
+/// Waits of a reading thread for a file that a copy extends.
+struct Growth<'a> {
+    shared: &'a Shared,
+    copied: &'a watch::Receiver<u64>,
+}
+
+impl<'a> Growth<'a> {
+    fn new(shared: &'a Shared, copied: &'a watch::Receiver<u64>) -> Self {
+        Self { shared, copied }
+    }
+
+    /// Returns true if the copy still runs.
+    fn goes_on(&self) -> bool {
+        self.copied.has_changed().is_ok()
+    }
+
+    /// Waits until there may be more. Fails if the digest is no longer needed.
+    fn wait(&self) -> io::Result<()> {
+        thread::park_timeout(GROWTH_POLL);
+        match self.shared.sign(self.shared.bytes.load(Ordering::Relaxed)) {
+            true => Ok(()),
+            false => Err(io::Error::other("the digest is no longer needed")),
+        }
+    }
+
+    /// Opens the file as soon as the copy has made it. bbcp withholds the permission to read a copy until it is complete.
+    fn open(&self, path: &Path, links: Links) -> io::Result<File> {
+        loop {
+            let goes_on = self.goes_on();
+            let denied = match open(path, links) {
+                Err(e) if e.kind() == io::ErrorKind::PermissionDenied => allow_reading(path),
+                opened => opened,
+            };
+            match denied {
+                Err(e) if goes_on && is_absent(&e) => {}
+                opened => return opened,
+            }
+            self.wait()?;
+        }
+    }
+}
+
+/// Permits this user to read a copy of ours, and opens it.
+fn allow_reading(path: &Path) -> io::Result<File> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let copy = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    let metadata = copy.metadata()?;
+    if !metadata.is_file() {
+        return Err(not_plain(&path.to_string_lossy()));
+    }
+    // The path of the handle, so that it is the same file even if another one now has its name.
+    let handle = format!("/proc/self/fd/{}", copy.as_raw_fd());
+    let mut permissions = metadata.permissions();
+    permissions.set_mode(permissions.mode() | 0o400);
+    fs::set_permissions(&handle, permissions)?;
+    File::open(handle)
+}
+
+/// A file that may still grow: reading waits at its present end.
+struct GrowingFile<'a> {
+    file: File,
+    growth: Option<Growth<'a>>,
+    /// Bytes until the expected end.
+    missing: u64,
+}
+
+impl Read for GrowingFile<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let may_grow = self.missing > 0 && self.growth.as_ref().is_some_and(Growth::goes_on);
+            let n = self.file.read(buffer)?;
+            self.missing = self.missing.saturating_sub(n as u64);
+            match &self.growth {
+                Some(growth) if n == 0 && may_grow => growth.wait()?,
+                _ => return Ok(n),
+            }
+        }
     }
 }
 
@@ -332,13 +444,16 @@ pub(super) async fn digest(
     let mut copied = options.behind.cloned();
     let (thread, mut digest) = run_in_thread({
         let (shared, path, behind) = (shared.clone(), path.clone(), copied.clone());
+        let blocks = options.blocks.cloned();
         let options = ReadOptions {
             behind: None,
+            blocks: None,
             ..options
         };
         move || {
             let options = ReadOptions {
                 behind: behind.as_ref(),
+                blocks: blocks.as_ref(),
                 ..options
             };
             shared.read(role, path.as_path(), links, options)

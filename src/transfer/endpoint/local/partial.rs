@@ -9,15 +9,16 @@ use std::io;
 
 use rustix::io::Errno;
 
-use super::super::{AbsolutePath, Partial, TemporaryName};
+use super::super::{AbsolutePath, Facts, Partial, TemporaryName};
 use super::directory::{Directory, is_plain, is_regular, not_plain};
-use super::{blocking, is_absent, refused, sync_directories};
+use super::{blocking, is_absent, modified, refused, sync_directories};
 use crate::transfer::failures::TransferError;
 use crate::transfer::id::TransferId;
 
-/// Renames a copy to its final name unless that exists.
+/// Renames a copy to its final name unless that exists, or the copy has changed since it was `verified`.
 pub(in crate::transfer::endpoint) async fn publish(
     own: Partial,
+    verified: Facts,
     to: &AbsolutePath,
     directories: Vec<AbsolutePath>,
 ) -> Result<(), TransferError> {
@@ -42,10 +43,20 @@ pub(in crate::transfer::endpoint) async fn publish(
             }
             None if looked_at(name)?.is_some() => return Err(exists()),
             None => {}
-            Some(_) => directory
-                .read(&from)
-                .and_then(|copy| copy.sync_all())
-                .map_err(|e| refused("fsync", &own.copy, e))?,
+            Some(_) => {
+                let copy = directory
+                    .read(&from)
+                    .map_err(|e| refused("open", &own.copy, e))?;
+                let metadata = copy.metadata().map_err(|e| refused("stat", &own.copy, e))?;
+                let found = (metadata.len(), modified(&metadata));
+                if found != (verified.size, verified.modified) {
+                    return Err(TransferError::CopyChanged {
+                        path: to.to_string(),
+                    });
+                }
+                copy.sync_all()
+                    .map_err(|e| refused("fsync", &own.copy, e))?;
+            }
         }
         match directory.rename_no_replace(&from, name) {
             Ok(()) => {}

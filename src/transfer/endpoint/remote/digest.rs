@@ -11,7 +11,7 @@ use super::parse::{BlockAnswer, block};
 use super::scripts::{DIGEST, NO_PROGRAM};
 use super::{ScriptCall, word};
 use crate::settings::{DigestAlgorithm, Ssh};
-use crate::transfer::digest::{Digest, FileDigest, block_bytes};
+use crate::transfer::digest::{Digest, FileDigest, ReadBlock, block_bytes};
 use crate::transfer::endpoint::{AbsolutePath, DigestResult, Links, ReadOptions, Remote};
 use crate::transfer::failures::{Role, TransferError};
 
@@ -41,15 +41,33 @@ impl Remote {
     ) -> DigestResult {
         let block_bytes = block_bytes(options.size);
         let count = options.size.div_ceil(block_bytes).max(1);
-        let blocks = stream::iter(0..count).map(|index| {
+        let known = options.blocks.map(|blocks| blocks.known.digests.clone());
+        let mut digests = known.unwrap_or_default();
+        let first = digests.len() as u64;
+        let blocks = stream::iter(first..count).map(|index| async move {
             let start = index * block_bytes;
             let range = start..options.size.min(start + block_bytes);
-            self.digest_block(role, path, links, options, range)
+            let read = self.digest_block(role, path, links, options, range).await?;
+            Ok::<_, TransferError>((index, read))
         });
-        let blocks = blocks.buffered(CONCURRENT_REQUESTS).try_collect().await?;
-        Ok(FileDigest::of_blocks(blocks))
+        let mut blocks = blocks.buffered(CONCURRENT_REQUESTS);
+        let mut program = None;
+        while let Some((index, read)) = blocks.try_next().await? {
+            let (digest, by) = read;
+            if let Some(blocks) = options.blocks {
+                blocks.read.send(ReadBlock {
+                    index,
+                    digest: digest.clone(),
+                    state: None,
+                });
+            }
+            digests.push(digest);
+            program = Some(by);
+        }
+        Ok(FileDigest::of_blocks(digests, first * block_bytes, program))
     }
 
+    /// Digest of the bytes `range` of a file, and the name of the program that computed it.
     async fn digest_block(
         &self,
         role: Role,
@@ -57,7 +75,7 @@ impl Remote {
         links: Links,
         options: ReadOptions<'_>,
         range: std::ops::Range<u64>,
-    ) -> Result<Digest, TransferError> {
+    ) -> Result<(Digest, String), TransferError> {
         let command = digest_command(&self.ssh, options.algorithm);
         let (needed, wait) = match options.is_growing {
             true => (range.end, GROWTH_WAIT),
@@ -85,7 +103,7 @@ impl Remote {
             let (call, reply) = self.run(call).await?;
             match (reply.code, reply.answers.as_slice()) {
                 (0, [answer]) => match block(options.algorithm, answer) {
-                    Some(BlockAnswer::Digest(digest)) => return Ok(digest),
+                    Some(BlockAnswer::Digest { digest, program }) => return Ok((digest, program)),
                     Some(BlockAnswer::Short) => {}
                     None => return Err(call.unexpected_answer(&reply.answers)),
                 },

@@ -17,8 +17,8 @@ use crate::transfer::id::TransferId;
 
 use self::parse::{available, facts};
 use self::scripts::{
-    ABSENT, ADOPT, CLOCK, DENIED, DF, EXISTS, LIST, MARKER, MKDIR, NO_LINKS, NO_PROGRAM, PING,
-    REMOVE, RENAME, ROOT, STAT, SYNC, VERSION,
+    ABSENT, ADOPT, CHANGED, CLOCK, DENIED, DF, EXISTS, LIST, MARKER, MKDIR, NO_LINKS, NO_PROGRAM,
+    PING, REMOVE, RENAME, ROOT, STAT, SYNC, VERSION,
 };
 
 mod digest;
@@ -140,16 +140,21 @@ impl Remote {
     pub(super) async fn rename_no_overwrite(
         &self,
         own: &Partial,
+        verified: &Facts,
         to: &AbsolutePath,
         directories: &[AbsolutePath],
     ) -> Result<(), TransferError> {
         let directory = to.parent();
         let (copy, checkpoints) = own.names();
+        let state = verified.modified.map_or_else(String::new, |time| {
+            format!("{} {}", verified.size, time.seconds)
+        });
         let mut arguments = vec![
             directory.as_str(),
             copy.as_str(),
             to.file_name().unwrap_or_default(),
             checkpoints.as_str(),
+            state.as_str(),
         ];
         arguments.extend(directories.iter().map(AbsolutePath::as_str));
         let request = ScriptCall::new(Role::Destination, "rename", to, RENAME, &arguments);
@@ -157,6 +162,7 @@ impl Remote {
         let path = || to.to_string();
         match reply.code {
             EXISTS => Err(TransferError::DestinationExists { path: path() }),
+            CHANGED => Err(TransferError::CopyChanged { path: path() }),
             NO_LINKS => Err(TransferError::RenameUnsupported { path: path() }),
             _ => expect_word(&request, reply, "renamed"),
         }

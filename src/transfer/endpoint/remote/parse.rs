@@ -109,14 +109,25 @@ pub(super) enum BlockAnswer {
     /// The file does not have all bytes of the block yet.
     Short,
     /// Digest of the block.
-    Digest(Digest),
+    Digest {
+        /// The digest.
+        digest: Digest,
+        /// Name of the program that computed it.
+        program: String,
+    },
 }
 
 /// Parses the answer of [`DIGEST`](super::scripts::DIGEST).
 pub(super) fn block(algorithm: DigestAlgorithm, answer: &str) -> Option<BlockAnswer> {
     match answer.split_once(' ')? {
         ("short", _) => Some(BlockAnswer::Short),
-        ("digest", printed) => printed_digest(algorithm, printed).map(BlockAnswer::Digest),
+        ("digest", rest) => {
+            let (program, printed) = rest.split_once(' ')?;
+            Some(BlockAnswer::Digest {
+                digest: printed_digest(algorithm, printed)?,
+                program: program.to_owned(),
+            })
+        }
         _ => None,
     }
 }
@@ -196,10 +207,10 @@ mod tests {
         let of = |answer| block(DigestAlgorithm::Xxh3, answer);
         assert_eq!(of("short 12"), Some(BlockAnswer::Short));
         assert!(matches!(
-            of("digest 78af5f94892f3950 -"),
-            Some(BlockAnswer::Digest(_))
+            of("digest xxhsum 78af5f94892f3950 -"),
+            Some(BlockAnswer::Digest { program, .. }) if program == "xxhsum"
         ));
-        assert_eq!(of("digest xxhsum: -"), None);
+        assert_eq!(of("digest xxhsum xxhsum: -"), None);
         assert_eq!(of("78af5f94892f3950"), None);
     }
 

@@ -9,6 +9,7 @@
 pub(super) const ABSENT: i32 = 66;
 pub(super) const DENIED: i32 = 77;
 pub(super) const EXISTS: i32 = 73;
+pub(super) const CHANGED: i32 = 74;
 pub(super) const NO_LINKS: i32 = 72;
 pub(super) const NO_PROGRAM: i32 = 69;
 
@@ -70,8 +71,8 @@ pub(super) const MKDIR: &str = concat!(
 /// $1 directory. Answers df's last line.
 pub(super) const DF: &str = concat!(say!(), r#"say "$(df -P -k "$1" | tail -n 1)""#);
 
-/// $1 directory, $2 name of the copy, $3 final name, $4 name of the copy's checkpoints; then the directories that are
-/// written to the disk.
+/// $1 directory, $2 name of the copy, $3 final name, $4 name of the copy's checkpoints, $5 `SIZE MODIFIED` of the copy if
+/// known; then the directories that are written to the disk.
 pub(super) const RENAME: &str = concat!(
     say!(),
     clear!(),
@@ -79,8 +80,8 @@ pub(super) const RENAME: &str = concat!(
     r#"cd "$1" || exit 1; clear "./$4" || exit 1; "#,
     r#"copy() { test -f "./$2" && ! test -L "./$2"; }; "#,
     r#"if test -e "./$3" || test -L "./$3"; then copy "$@" && ! test -L "./$3" && test "./$2" -ef "./$3" 2>/dev/null || exit 73; "#,
-    r#"else copy "$@" || { echo "$2 is not a regular file" >&2; exit 1; }; flush "./$2" || exit 1; e=$(ln "./$2" "./$3" 2>&1) || { test -e "./$3" && exit 73; echo "$e" >&2; case $e in *"not permitted"|*"not supported"|*"not implemented") exit 72;; *": Permission denied"|*": Read-only file system") exit 77;; esac; exit 1; }; fi; "#,
-    r#"rm -f "./$2" || exit 1; shift 4; flush "$@" || exit 1; say renamed"#
+    r#"else copy "$@" || { echo "$2 is not a regular file" >&2; exit 1; }; if test -n "$5"; then test "$(stat -c "%s %Y" "./$2" 2>/dev/null || echo "$5")" = "$5" || exit 74; fi; flush "./$2" || exit 1; e=$(ln "./$2" "./$3" 2>&1) || { test -e "./$3" && exit 73; echo "$e" >&2; case $e in *"not permitted"|*"not supported"|*"not implemented") exit 72;; *": Permission denied"|*": Read-only file system") exit 77;; esac; exit 1; }; fi; "#,
+    r#"rm -f "./$2" || exit 1; shift 5; flush "$@" || exit 1; say renamed"#
 );
 
 /// $1 a file; then the directories that are written to the disk with it.
@@ -134,7 +135,7 @@ pub(super) const LIST: &str = concat!(
 /// $1 path, $2 `keep` if a symbolic link must not be followed, $3 number of bytes that the file must have, $4 number of
 /// seconds to wait for them, $5 first mebibyte to read, $6 number of mebibytes to read; then the program and its
 /// arguments, or `auto` for the faster program for SHA-256 that works. Answers `short SIZE` if the file has too few bytes,
-/// or `digest` and the output of the program.
+/// or `digest`, the name of the program and its output.
 ///
 /// A file that still grows belongs to a copy by bbcp, which withholds the permission to read it, and should not be slowed
 /// down. The wait is in short steps at first, if `sleep` can do that: small files arrive in less than a second.
@@ -149,9 +150,9 @@ pub(super) const DIGEST: &str = concat!(
     r#"if test "$e" -gt 0; then w=0 b=$(date +%s); while s=$(size); test "$s" -lt "$e"; do test "$(($(date +%s) - b))" -ge "$t" && { say short "$s"; exit 0; }; "#,
     r#"w=$((w + 1)); if test "$w" -le 25; then sleep 0.2 2>/dev/null || sleep 1; else sleep 1; fi; done; check; fi; "#,
     r#"test -e "$f" || absent "$f"; if ! test -r "$f"; then test "$l" = keep && chmod u+r "$f" 2>/dev/null; test -r "$f" || exit 77; fi; "#,
-    r#"if test "$t" -gt 0; then set -- nice -n 10 "$@"; fi; block() { dd if="$f" bs=1048576 skip="$k" count="$n" "$@"; }; "#,
+    r#"p=${1##*/}; case $p in *" "*) p=program;; esac; if test "$t" -gt 0; then set -- nice -n 10 "$@"; fi; block() { dd if="$f" bs=1048576 skip="$k" count="$n" "$@"; }; "#,
     r#"h=$({ { block 2>/dev/null; echo "read $?" >&3; } | "$@"; } 3>&1) || { echo "$h" >&2; exit 1; }; "#,
-    r#"case $h in *"read 0"*) ;; *) block of=/dev/null >&2; exit 1;; esac; h=${h#read 0}; say digest ${h%read 0}"#
+    r#"case $h in *"read 0"*) ;; *) block of=/dev/null >&2; exit 1;; esac; h=${h#read 0}; say digest "$p" ${h%read 0}"#
 );
 
 /// Answers at once.
