@@ -449,7 +449,9 @@ mod tests {
     }
 
     #[test]
-    fn unsupported_transport_options_are_refused_with_a_reason() {
+    fn unsupported_options_are_refused_with_a_reason() {
+        let error = load_file("[celery]\ntimezone = 'Europe/Berlin'").unwrap_err();
+        assert!(error.to_string().contains("written in UTC"), "{error}");
         for (option, reason) in [
             ("polling_interval = 1", "is not polled"),
             (

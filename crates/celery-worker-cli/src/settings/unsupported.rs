@@ -8,6 +8,22 @@ const OWN_RETRIES: &str =
     "commands are repeated where this loses and duplicates no message; remove it";
 const ALWAYS_CONFIRMED: &str = "a message is published until the broker confirms it; remove it";
 
+const TIMES: &str =
+    "times are written in UTC, with their offset, and read with any offset; remove it";
+const ALWAYS_JSON: &str = "json is written, which every receiver can read; remove it";
+
+/// Settings.
+const SETTINGS: [(&str, &str); 5] = [
+    ("celery.enable_utc", TIMES),
+    ("celery.event_serializer", ALWAYS_JSON),
+    (
+        "celery.result_accept_content",
+        "results are read by celery.result_serializer; remove it",
+    ),
+    ("celery.task_serializer", ALWAYS_JSON),
+    ("celery.timezone", TIMES),
+];
+
 /// kombu's options of transports, without the prefix of their keys.
 const REASONS: [(&str, &str); 20] = [
     (
@@ -64,9 +80,13 @@ const REASONS: [(&str, &str); 20] = [
 
 /// The reason why an option of Celery is not supported; none for a key that Celery does not have either.
 pub(super) fn reason(key: &str) -> Option<&'static str> {
-    let name = key.strip_prefix(TRANSPORT)?;
-    // Options that are tables are reported by the key of their first value.
-    let name = name.split('.').next().unwrap_or(name);
-    let known = REASONS.iter().find(|(known, _)| *known == name);
-    known.map(|(_, reason)| *reason)
+    let found = |reasons: &[(&str, &'static str)], key: &str| {
+        let known = reasons.iter().find(|(known, _)| *known == key);
+        known.map(|(_, reason)| *reason)
+    };
+    match key.strip_prefix(TRANSPORT) {
+        // Options that are tables are reported by the key of their first value.
+        Some(name) => found(&REASONS, name.split('.').next().unwrap_or(name)),
+        None => found(&SETTINGS, key),
+    }
 }
