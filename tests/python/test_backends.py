@@ -406,3 +406,17 @@ def test_results_wait_for_postgresql(tmp_path, broker):
         )
         stored = results()
         assert [stored.get(task_id) for task_id in ids] == [str(n + 1) for n in range(len(ids))]
+
+
+def test_without_results(tmp_path, broker):
+    workers = Workers(tmp_path, broker, backend="disabled://", pool="solo")
+    follow_up = f"follow-up{uuid.uuid4().hex[:8]}"
+    broker.declare(follow_up)
+    try:
+        for kind in KINDS:
+            workers.send(kind, "echo", kind, link=workers.app.signature("tasks.echo", queue=follow_up))
+            body, *_ = until(lambda: broker.get(follow_up), f"the callback of the task in {kind}")
+            assert body[0] == [kind]
+    finally:
+        workers.close()
+        broker.delete(follow_up)

@@ -1,5 +1,6 @@
 //! The body of a message: its limits, its compression and its serializer.
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::RawMessage;
@@ -9,10 +10,12 @@ use super::{compression, json, msgpack, yaml};
 /// MIME type of JSON.
 pub const JSON: &str = "application/json";
 
-/// Format for values in a message body.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Format for values in a message body or in a result.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Serializer {
     /// `application/json`, in Python's dialect.
+    #[default]
     Json,
     /// `application/x-msgpack`.
     Msgpack,
@@ -21,7 +24,8 @@ pub enum Serializer {
 }
 
 impl Serializer {
-    const ALL: [Self; 3] = [Self::Json, Self::Msgpack, Self::Yaml];
+    /// All serializers.
+    pub const ALL: [Self; 3] = [Self::Json, Self::Msgpack, Self::Yaml];
 
     /// MIME type of the serializer.
     #[must_use]
@@ -43,8 +47,41 @@ impl Serializer {
         }
     }
 
+    /// Kombu's content encoding of the serializer.
+    #[must_use]
+    pub fn content_encoding(self) -> &'static str {
+        match self {
+            Self::Json | Self::Yaml => "utf-8",
+            Self::Msgpack => "binary",
+        }
+    }
+
+    /// Writes a value. Kombu's envelopes are left to JSON; the other serializers have own forms for their content, or
+    /// get it as text. In msgpack, an integer of more than 64 bits becomes text.
+    #[must_use]
+    pub fn write(self, value: &Value) -> Vec<u8> {
+        match self {
+            Self::Json => value.to_string().into_bytes(),
+            Self::Msgpack => msgpack::write(value),
+            Self::Yaml => yaml::write(value).into_bytes(),
+        }
+    }
+
+    /// Reads a value; the aliases of YAML may copy `limit` bytes.
+    ///
+    /// # Errors
+    /// The text says what is wrong with the bytes.
+    pub(super) fn read(self, bytes: &[u8], limit: usize) -> Result<Value, String> {
+        let text = || std::str::from_utf8(bytes).map_err(|e| e.to_string());
+        match self {
+            Self::Json => json::read(text()?).map_err(|e| e.to_string()),
+            Self::Msgpack => msgpack::read(bytes).map_err(|e| e.to_string()),
+            Self::Yaml => yaml::read(text()?, limit).map_err(|e| e.to_string()),
+        }
+    }
+
     /// The serializer with this MIME type. Pickle is not supported, because it executes code from the message.
-    fn of(content_type: &str) -> Option<Self> {
+    pub(super) fn of(content_type: &str) -> Option<Self> {
         Self::ALL
             .into_iter()
             .find(|serializer| serializer.content_type() == content_type)
@@ -123,14 +160,9 @@ pub(super) fn value(raw: &RawMessage, body: &[u8], accept: &Accept) -> Result<Va
     if body.is_empty() {
         return Err(Reason::Malformed("body is empty"));
     }
-    let text = || std::str::from_utf8(body).map_err(|e| Reason::Body(e.to_string()));
-    match serializer {
-        Serializer::Json => json::read(text()?).map_err(|e| Reason::Body(e.to_string())),
-        Serializer::Msgpack => msgpack::read(body).map_err(|e| Reason::Body(e.to_string())),
-        Serializer::Yaml => {
-            yaml::read(text()?, accept.max_body_bytes).map_err(|e| Reason::Body(e.to_string()))
-        }
-    }
+    serializer
+        .read(body, accept.max_body_bytes)
+        .map_err(Reason::Body)
 }
 
 #[cfg(test)]
@@ -163,6 +195,8 @@ mod tests {
                 };
                 let accept = Accept::new(&["json", "msgpack", "yaml"].map(str::to_owned), 10_000);
                 let value = value(&raw, &body, &accept).unwrap();
+                let written = serializer.write(&value);
+                assert_eq!(serializer.read(&written, 10_000), Ok(value.clone()));
                 assert!(!envelope::is_in(&value));
                 let plain = envelope::plain(value.clone());
                 assert_eq!(plain, value);

@@ -16,7 +16,7 @@ const TYPE: &str = "__type__";
 const VALUE: &str = "__value__";
 
 /// This crate's own type, see [`table`]. JSON in a message cannot contain it.
-const TABLE: &str = "table";
+pub(super) const TABLE: &str = "table";
 
 /// Puts a value into an envelope.
 pub fn sealed(kind: &str, value: impl Into<Value>) -> Value {
@@ -52,6 +52,11 @@ pub fn datetime(seconds: u64) -> Option<Value> {
 /// Seconds since 1970 of the time in an envelope.
 pub fn timestamp(text: &str) -> Option<i64> {
     time::parse(text).map(|time| time.timestamp())
+}
+
+/// The text for bytes in an envelope.
+pub(super) fn to_base64(bytes: &[u8]) -> String {
+    STANDARD.encode(bytes)
 }
 
 /// The bytes in an envelope.

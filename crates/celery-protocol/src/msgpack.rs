@@ -1,4 +1,4 @@
-//! MessagePack as Python's `msgpack` reads it for kombu (`unpackb(body, raw=False)`).
+//! MessagePack as Python's `msgpack` reads and writes it for kombu (`unpackb(body, raw=False)`, `packb(value)`).
 //!
 //! Values that JSON cannot represent are put into kombu's envelopes: bytes and timestamps. Another extension becomes a
 //! pair of its code and its data, as in Python. A length is only trusted up to the end of the body, so that no memory
@@ -6,6 +6,7 @@
 
 use chrono::DateTime;
 use rmp::Marker;
+use rmp::encode::{self, ValueWriteError};
 use serde_json::{Map, Value};
 
 use super::envelope;
@@ -29,6 +30,80 @@ pub(super) fn read(body: &[u8]) -> Result<Value, MsgpackError> {
         [] => Ok(value),
         _ => Err(MsgpackError("more than one value")),
     }
+}
+
+/// Writes one value. The bytes in an envelope are written as such, and the content of another envelope as text; so is an
+/// integer of more than 64 bits.
+pub(super) fn write(value: &Value) -> Vec<u8> {
+    let mut out = Vec::new();
+    // Memory takes every byte.
+    let _ = put(&mut out, value);
+    out
+}
+
+fn put(out: &mut Vec<u8>, value: &Value) -> Result<(), ValueWriteError> {
+    match value {
+        Value::Array(values) => {
+            encode::write_array_len(out, size(values.len()))?;
+            values.iter().try_for_each(|value| put(out, value))
+        }
+        Value::Object(map) => match envelope::open(map) {
+            None => put_map(out, map),
+            Some((kind, Value::Object(inner))) if kind == envelope::TABLE => put_map(out, inner),
+            Some((kind, held)) => put_held(out, kind, held, value),
+        },
+        single => put_single(out, single),
+    }
+}
+
+fn put_map(out: &mut Vec<u8>, map: &Map<String, Value>) -> Result<(), ValueWriteError> {
+    encode::write_map_len(out, size(map.len()))?;
+    map.iter().try_for_each(|(key, value)| {
+        encode::write_str(out, key)?;
+        put(out, value)
+    })
+}
+
+/// Writes what an envelope holds.
+fn put_held(
+    out: &mut Vec<u8>,
+    kind: &Value,
+    held: &Value,
+    whole: &Value,
+) -> Result<(), ValueWriteError> {
+    let text = held.as_str().unwrap_or_default();
+    let bytes = match kind.as_str() {
+        Some("bytes") => Some(text.as_bytes().to_vec()),
+        Some("base64") => envelope::from_base64(text),
+        _ => None,
+    };
+    match bytes {
+        Some(bytes) => encode::write_bin(out, &bytes),
+        None => put_single(out, &envelope::plain(whole.clone())),
+    }
+}
+
+/// Writes a value that has no parts.
+fn put_single(out: &mut Vec<u8>, value: &Value) -> Result<(), ValueWriteError> {
+    match value {
+        Value::Null => Ok(encode::write_nil(out).map_err(ValueWriteError::InvalidMarkerWrite)?),
+        Value::Bool(is) => {
+            Ok(encode::write_bool(out, *is).map_err(ValueWriteError::InvalidMarkerWrite)?)
+        }
+        Value::String(text) => encode::write_str(out, text),
+        Value::Number(number) => match (number.as_i64(), number.as_u64(), number.as_f64()) {
+            (Some(n), ..) => encode::write_sint(out, n).map(drop),
+            (None, Some(n), _) => encode::write_uint(out, n).map(drop),
+            (None, None, Some(x)) if number.is_f64() => encode::write_f64(out, x),
+            _ => encode::write_str(out, &number.to_string()),
+        },
+        Value::Array(_) | Value::Object(_) => Ok(()),
+    }
+}
+
+/// A length; no value in memory has more parts.
+fn size(length: usize) -> u32 {
+    u32::try_from(length).unwrap_or(u32::MAX)
 }
 
 struct MsgpackReader<'a>(&'a [u8]);
@@ -273,6 +348,26 @@ mod tests {
             let expected: Value = serde_json::from_str(json).unwrap();
             assert_eq!(read(&bytes(hex)), Ok(expected), "{hex}");
         }
+    }
+
+    /// What is written is what Python's msgpack writes, except for what JSON has no form for.
+    #[test]
+    fn msgpack_is_written_as_python_writes_it() {
+        for (hex, json) in VALUES {
+            let value: Value = serde_json::from_str(json).unwrap();
+            let has_own_form = hex.starts_with(['d', 'c']) && json.contains("datetime")
+                || ["cb7ff8000000000000", "81c4016b01", "d5056162"].contains(hex)
+                || hex.starts_with("c750");
+            assert_eq!(write(&value) == bytes(hex), !has_own_form, "{hex}");
+        }
+        let large: Value = serde_json::from_str("[18446744073709551616, 1e400]").unwrap();
+        let read = read(&write(&large)).unwrap();
+        assert_eq!(read[0], "18446744073709551616");
+        let table = envelope::table(Map::from_iter([
+            ("__type__".to_owned(), "date".into()),
+            ("__value__".to_owned(), 7.into()),
+        ]));
+        assert_eq!(super::read(&write(&table)), Ok(table));
     }
 
     #[test]

@@ -6,9 +6,10 @@ use chrono::{DateTime, Utc};
 use serde_json::{Map, Value, json};
 
 use super::compression::{self, Method};
+use super::content::Serializer;
 use super::exception::Exception;
 use super::message::{Reason, TaskMessage};
-use super::{isoformat, json};
+use super::{RawMessage, isoformat};
 
 /// Reason why a task does not start, or was stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -345,8 +346,13 @@ pub enum NotReadable {
     #[error("it cannot be decompressed")]
     Compressed(#[from] Reason),
     /// The bytes come from another serializer, or are invalid.
-    #[error("it is not JSON: {0}")]
-    Json(String),
+    #[error("it is not {serializer}, the serializer of results: {reason}")]
+    Serialized {
+        /// Name of the serializer.
+        serializer: &'static str,
+        /// What is wrong with the bytes.
+        reason: String,
+    },
     /// The value has no status, so it is not a result.
     #[error("it is not a mapping with a status")]
     NoStatus,
@@ -354,8 +360,8 @@ pub enum NotReadable {
 
 /// Converts a value for a key-value store.
 #[must_use]
-pub fn encode(value: &Value, compression: Option<Method>) -> Vec<u8> {
-    let plain = value.to_string().into_bytes();
+pub fn encode(value: &Value, serializer: Serializer, compression: Option<Method>) -> Vec<u8> {
+    let plain = serializer.write(value);
     let packed = compression.and_then(|method| {
         let packed = method.compress(&plain)?;
         let name = method.content_type().as_bytes();
@@ -368,7 +374,7 @@ pub fn encode(value: &Value, compression: Option<Method>) -> Vec<u8> {
 ///
 /// # Errors
 /// [`NotReadable`].
-pub fn decode(stored: &[u8]) -> Result<Value, NotReadable> {
+pub fn decode(stored: &[u8], serializer: Serializer) -> Result<Value, NotReadable> {
     let plain = match stored.strip_prefix(COMPRESSED) {
         None => stored.into(),
         Some(rest) => {
@@ -378,16 +384,32 @@ pub fn decode(stored: &[u8]) -> Result<Value, NotReadable> {
             compression::undo(packed, Some(&name.into()), MAX_STORED)?
         }
     };
-    let text = std::str::from_utf8(&plain).map_err(|e| NotReadable::Json(e.to_string()))?;
-    json::read(text).map_err(|e| NotReadable::Json(e.to_string()))
+    let read = serializer.read(&plain, MAX_STORED);
+    read.map_err(|reason| NotReadable::Serialized {
+        serializer: serializer.name(),
+        reason,
+    })
 }
 
 /// Reads the mapping of a result from a key-value store.
 ///
 /// # Errors
 /// [`NotReadable`].
-pub fn read(stored: &[u8]) -> Result<Value, NotReadable> {
-    let meta = decode(stored)?;
+pub fn read(stored: &[u8], serializer: Serializer) -> Result<Value, NotReadable> {
+    with_status(decode(stored, serializer)?)
+}
+
+/// Reads the mapping of a result from the message of a worker with `rpc://`, which names its serializer.
+///
+/// # Errors
+/// [`NotReadable`].
+pub fn read_message(message: &RawMessage) -> Result<Value, NotReadable> {
+    let content_type = message.properties.content_type.as_deref();
+    let serializer = content_type.and_then(Serializer::of).unwrap_or_default();
+    with_status(decode(&message.body, serializer)?)
+}
+
+fn with_status(meta: Value) -> Result<Value, NotReadable> {
     match meta["status"].is_string() {
         true => Ok(meta),
         false => Err(NotReadable::NoStatus),
@@ -427,9 +449,11 @@ mod tests {
             Some(Method::Bzip2),
             Some(Method::Zstd),
         ] {
-            let stored = encode(&value, method);
-            assert_eq!(stored.starts_with(COMPRESSED), method.is_some());
-            assert_eq!(read(&stored).ok(), Some(value.clone()));
+            for serializer in Serializer::ALL {
+                let stored = encode(&value, serializer, method);
+                assert_eq!(stored.starts_with(COMPRESSED), method.is_some());
+                assert_eq!(read(&stored, serializer).ok(), Some(value.clone()));
+            }
         }
         // Output of Celery 5.7's `compress_payload('{"status": "SUCCESS"}', "gzip")`.
         let hex = "789cab562a2e492c292d56b252500a0e7576760d0e56aa05004cda0698";
@@ -437,7 +461,10 @@ mod tests {
             .map(|at| u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).unwrap_or_default())
             .collect();
         let stored = [COMPRESSED, b"application/x-gzip\0", &packed].concat();
-        assert_eq!(read(&stored).ok(), Some(json!({"status": "SUCCESS"})));
+        assert_eq!(
+            read(&stored, Serializer::Json).ok(),
+            Some(json!({"status": "SUCCESS"}))
+        );
     }
 
     #[test]
@@ -453,7 +480,9 @@ mod tests {
             b"\0celery-compressed\0no/such\0abc",
             b"\0celery-compressed\0application/zstd\0abc",
         ] {
-            assert!(read(stored).is_err(), "{stored:?}");
+            for serializer in Serializer::ALL {
+                assert!(read(stored, serializer).is_err(), "{stored:?}");
+            }
         }
     }
 

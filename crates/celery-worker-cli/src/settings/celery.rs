@@ -6,7 +6,7 @@ use std::time::Duration;
 use celery_worker::broker::amqp;
 use celery_worker::broker::redis::{self, RedisTransportOptions};
 use celery_worker::broker::{BrokerError, FailoverStrategy, MAX_NAME_BYTES};
-use celery_worker::results;
+use celery_worker::results::{self, Serializer};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use service_connection::url;
@@ -70,7 +70,7 @@ pub struct Celery {
     /// True if `rpc://` results survive a restart of the broker.
     pub result_persistent: bool,
     /// Serializer of results.
-    pub result_serializer: ResultSerializer,
+    pub result_serializer: Serializer,
     /// Compression of results in Redis; empty for none.
     pub result_compression: String,
     /// True if missing tables of results are created.
@@ -380,14 +380,6 @@ fn check_names<'a>(
         key,
         &format!("names and keys must be no longer than {MAX_NAME_BYTES} bytes, and that of a queue or exchange not empty"),
     );
-}
-
-/// Serializer of a result.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ResultSerializer {
-    /// Celery's default.
-    Json,
 }
 
 /// `[celery.result_backend_transport_options]`.

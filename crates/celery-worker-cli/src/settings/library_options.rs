@@ -25,6 +25,7 @@ impl From<&Celery> for ResultOptions {
 
         let mut options = Self::new(celery.result_backend());
         options.persistent = celery.result_persistent;
+        options.serializer = celery.result_serializer;
         options.compression = Method::of(&celery.result_compression);
 
         let expires = &mut options.expires;

@@ -19,11 +19,12 @@ mod secrets;
 mod traces;
 mod unsupported;
 
-pub use self::celery::{Celery, RedisTls, ResultSerializer, ResultTables, ResultTransport};
+pub use self::celery::{Celery, RedisTls, ResultTables, ResultTransport};
 pub use self::http::Http;
 pub use self::log::{Log, LogFormat};
 pub use self::traces::Traces;
 pub use celery_worker::broker::{DelayedDelivery, ExchangeKind, QueueType, TaskQueue, TaskRoute};
+pub use celery_worker::results::Serializer;
 pub use exposure::{exposed_urls, exposure, is_local, may_be_plain};
 pub(crate) use library_options::key_of_broker_option;
 pub use load::Source;

@@ -36,6 +36,7 @@ pub use self::reader::{ReadError, ResultReader};
 #[cfg(feature = "redis")]
 pub use self::redis::Redis;
 pub use self::rpc::Rpc;
+pub use celery_protocol::content::Serializer;
 
 /// An id that belongs to no task, for test queries.
 const NOBODYS_TASK: &str = "00000000-0000-0000-0000-000000000000";
@@ -234,6 +235,7 @@ pub fn open(
         Kind::Disabled => Arc::new(Disabled),
         Kind::Rpc => Arc::new(
             Rpc::new(broker)
+                .serializer(options.serializer)
                 .persistent(options.persistent)
                 .expires(options.expires),
         ),

@@ -3,6 +3,7 @@
 use secrecy::SecretString;
 
 use celery_protocol::compression::Method;
+use celery_protocol::content::Serializer;
 
 /// URL of the result backend, and the way it stores results.
 #[derive(Debug, Clone)]
@@ -14,6 +15,8 @@ pub struct ResultOptions {
     pub expires: Expires,
     /// True if `rpc://` results survive a restart of the broker.
     pub persistent: bool,
+    /// Serializer of results (`result_serializer`), by which stored results are read, too.
+    pub serializer: Serializer,
     /// Compression of results in Redis; `None` for no compression.
     pub compression: Option<Method>,
     /// Options of Redis.
@@ -30,6 +33,7 @@ impl ResultOptions {
             url: url.into(),
             expires: Expires::default(),
             persistent: false,
+            serializer: Serializer::default(),
             compression: None,
             redis: RedisOptions::default(),
             database: DatabaseOptions::default(),

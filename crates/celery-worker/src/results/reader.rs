@@ -13,7 +13,8 @@ use uuid::Uuid;
 
 use super::{ResultAccess, ResultBackend, ResultError, ResultOptions};
 use crate::broker::{Broker, Consumer, Disposition, Queue, Subscription};
-use celery_protocol::result::FinalState;
+use celery_protocol::result::{FinalState, read_message};
+use service_connection::error_chain::chain;
 
 /// First and longest pause between two queries of a backend that stores results.
 const POLL: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
@@ -210,17 +211,20 @@ impl ReplyQueue {
 
 async fn receive(mut consumer: Consumer, arrived: Arc<Arrived>) {
     while let Some(delivery) = consumer.next().await {
-        let meta = serde_json::from_slice(&delivery.message.body);
+        let read = read_message(&delivery.message);
         delivery.settle(Disposition::Ack).await;
-        if let Ok(meta) = meta {
-            arrived.put(meta);
+        match read {
+            Ok(meta) => arrived.put(meta),
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "a reply is not a result; it is dropped")
+            }
         }
     }
 }
 
 impl Arrived {
     fn put(&self, meta: Value) {
-        let (Some(task_id), true) = (meta["task_id"].as_str(), meta["status"].is_string()) else {
+        let Some(task_id) = meta["task_id"].as_str() else {
             return;
         };
         let mut metas = self.metas.lock().unwrap_or_else(PoisonError::into_inner);

@@ -8,7 +8,8 @@ use async_trait::async_trait;
 use super::{Expires, ResultAccess, ResultBackend, ResultError};
 use crate::broker::{Broker, MAX_NAME_BYTES, Publication};
 use crate::offload::{is_large, offload};
-use celery_protocol::message::{JSON, TaskMessage};
+use celery_protocol::content::Serializer;
+use celery_protocol::message::TaskMessage;
 use celery_protocol::result::ResultMeta;
 use celery_protocol::{Properties, RawMessage};
 
@@ -19,6 +20,7 @@ const WITHIN: Duration = Duration::from_secs(10);
 /// exist, the broker drops the result, as for a Python worker.
 pub struct Rpc {
     broker: Arc<dyn Broker>,
+    serializer: Serializer,
     persistent: bool,
     /// Lifetime of an unread queue of results; `None` for ever.
     lifetime: Option<Duration>,
@@ -30,9 +32,16 @@ impl Rpc {
     pub fn new(broker: Arc<dyn Broker>) -> Self {
         Self {
             broker,
+            serializer: Serializer::default(),
             persistent: false,
             lifetime: lifetime(Expires::default()),
         }
+    }
+
+    /// Sets the serializer of results.
+    #[must_use]
+    pub fn serializer(self, serializer: Serializer) -> Self {
+        Self { serializer, ..self }
     }
 
     /// If true, results survive a restart of the broker, if their queue does.
@@ -73,15 +82,15 @@ impl ResultBackend for Rpc {
             );
             return Ok(());
         }
-        let encoding = || meta.to_json().to_string().into_bytes();
+        let encoding = || self.serializer.write(&meta.to_json());
         let body = offload(is_large(meta.values()), encoding);
         let publication = Publication {
             exchange: String::new(),
             routing_key: reply_to.clone(),
             message: RawMessage {
                 properties: Properties {
-                    content_type: Some(JSON.into()),
-                    content_encoding: Some("utf-8".into()),
+                    content_type: Some(self.serializer.content_type().into()),
+                    content_encoding: Some(self.serializer.content_encoding().into()),
                     correlation_id: Some(message.correlation_id.clone()),
                     priority: Some(0),
                     persistent: self.persistent,

@@ -26,6 +26,7 @@ use self::tables::{Layout, Table};
 use super::breaker::CircuitBreaker;
 use super::{ChordSupport, ResultBackend, ResultError, ResultOptions};
 use crate::clock;
+use celery_protocol::content::Serializer;
 use celery_protocol::message::TaskMessage;
 use celery_protocol::result::ResultMeta;
 use service_connection::sql::{self, ErrorClass};
@@ -58,6 +59,7 @@ pub struct Database {
     groups: Table,
     create_tables: bool,
     expires_seconds: u64,
+    serializer: Serializer,
     /// Columns of the table of tasks, once they were read.
     layout: Mutex<Option<Arc<Layout>>>,
     /// True if the tables were found before.
@@ -139,6 +141,7 @@ impl Database {
             ),
             create_tables,
             expires_seconds: options.expires.results,
+            serializer: options.serializer,
             layout: Mutex::new(None),
             was_there: AtomicBool::new(false),
             breaker: CircuitBreaker::new(place.clone()),

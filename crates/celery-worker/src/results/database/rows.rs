@@ -8,6 +8,7 @@ use super::tables::Layout;
 use super::{Database, NAME};
 use crate::clock;
 use crate::offload::{is_large, offload};
+use celery_protocol::content::Serializer;
 use celery_protocol::isoformat;
 use celery_protocol::result::{self, Extended, NotReadable, ResultMeta, State};
 
@@ -30,8 +31,8 @@ impl Database {
     pub(super) fn cells(&self, meta: &ResultMeta, layout: &Layout) -> Vec<(&'static str, Cell)> {
         let mapping = offload(is_large(meta.values()), || meta.to_json());
         let bytes = |value: &Value| {
-            let text = offload(is_large([value]), || value.to_string());
-            Cell::from(text.into_bytes())
+            let written = offload(is_large([value]), || self.serializer.write(value));
+            Cell::from(written)
         };
         let date_done = match meta.state {
             // As SQLAlchemy's `onupdate` does for an existing row with STARTED. `cleanup` uses this time.
@@ -88,7 +89,12 @@ impl Database {
 
     /// The mapping for a row, as clients of Celery expect it.
     pub(super) fn mapping(&self, row: &QueryResult, layout: &Layout) -> Result<Value, RowError> {
-        let row = Row { row, layout };
+        let serializer = self.serializer;
+        let row = Row {
+            row,
+            layout,
+            serializer,
+        };
         let date_done = match self.backend() {
             DbBackend::Postgres => row.get::<NaiveDateTime>("date_done")?,
             _ => row
@@ -98,11 +104,11 @@ impl Database {
         let mut mapping = Map::new();
         let mut put = |key: &str, value: Value| mapping.insert(key.to_owned(), value);
         put("status", json!(row.get::<String>("status")?));
-        put("result", row.json("result")?);
+        put("result", row.value("result")?);
         put("traceback", json!(row.get::<String>("traceback")?));
         put(
             "children",
-            match row.json("children")? {
+            match row.value("children")? {
                 Value::Null => json!([]),
                 children => children,
             },
@@ -113,12 +119,12 @@ impl Database {
         );
         if let Some(name) = row.get::<String>("name")? {
             put("name", json!(name));
-            put("args", row.json("args")?);
-            put("kwargs", row.json("kwargs")?);
+            put("args", row.value("args")?);
+            put("kwargs", row.value("kwargs")?);
             put("worker", json!(row.get::<String>("worker")?));
             put("retries", json!(row.get::<i32>("retries")?));
             put("queue", json!(row.get::<String>("queue")?));
-            if let Value::Object(mut noted) = row.json("stamps")? {
+            if let Value::Object(mut noted) = row.value("stamps")? {
                 put(
                     "stamped_headers",
                     noted.remove("stamped_headers").unwrap_or_default(),
@@ -139,6 +145,7 @@ impl Database {
 struct Row<'a> {
     row: &'a QueryResult,
     layout: &'a Layout,
+    serializer: Serializer,
 }
 
 pub(super) enum RowError {
@@ -161,10 +168,10 @@ impl Row<'_> {
         }
     }
 
-    /// The JSON value in a cell; null for an empty cell.
-    fn json(&self, column: &str) -> Result<Value, RowError> {
+    /// The value in a cell; null for an empty cell.
+    fn value(&self, column: &str) -> Result<Value, RowError> {
         match self.get::<Vec<u8>>(column)? {
-            Some(bytes) => result::decode(&bytes).map_err(RowError::NotReadable),
+            Some(bytes) => result::decode(&bytes, self.serializer).map_err(RowError::NotReadable),
             None => Ok(Value::Null),
         }
     }

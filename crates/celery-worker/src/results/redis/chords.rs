@@ -20,6 +20,7 @@ use crate::results::ResultError;
 use crate::results::chord::{ChordCounter, Claim, Counted, Part};
 use celery_protocol::canvas::ResultNode;
 use celery_protocol::compression::Method;
+use celery_protocol::content::Serializer;
 use celery_protocol::message::TaskMessage;
 use celery_protocol::result::{self, State};
 
@@ -135,6 +136,8 @@ pub(super) struct ChordOptions {
     pub expires_seconds: u64,
     /// Time that results are kept, in seconds; 0 for no limit (`result_expires`).
     pub result_expires_seconds: u64,
+    /// Serializer of parts (`result_serializer`).
+    pub serializer: Serializer,
     /// Compression of parts (`result_compression`).
     pub compression: Option<Method>,
 }
@@ -166,7 +169,7 @@ impl RedisChords {
     }
 
     fn encode(&self, value: &Value) -> Vec<u8> {
-        result::encode(value, self.options.compression)
+        result::encode(value, self.options.serializer, self.options.compression)
     }
 }
 
@@ -267,7 +270,7 @@ impl ChordCounter for RedisChords {
             .with(async |connection| connection.get(key).await);
         let saved: Option<Vec<u8>> = getting.await?;
         Ok(saved
-            .and_then(|stored| result::decode(&stored).ok())
+            .and_then(|stored| result::decode(&stored, self.options.serializer).ok())
             .and_then(|saved| ResultNode::parse(&saved["result"])))
     }
 
@@ -282,7 +285,8 @@ impl ChordCounter for RedisChords {
         let read = |value: RedisValue| {
             let stored: Vec<u8> = redis::from_redis_value(value).ok()?;
             let (_, task_id, state, result): (Value, String, String, Value) =
-                serde_json::from_value(result::decode(&stored).ok()?).ok()?;
+                serde_json::from_value(result::decode(&stored, self.options.serializer).ok()?)
+                    .ok()?;
             Some(Part {
                 task_id,
                 state,

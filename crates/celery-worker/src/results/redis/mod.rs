@@ -1,4 +1,4 @@
-//! `redis://`: results as JSON under `celery-task-meta-<id>`, announced on a channel of that name.
+//! `redis://`: results under `celery-task-meta-<id>`, announced on a channel of that name.
 
 use std::sync::{Arc, LazyLock};
 
@@ -14,6 +14,7 @@ use super::{ChordSupport, ResultBackend, ResultError, ResultOptions};
 use crate::offload::{is_large, offload};
 use crate::redis::{AddressOptions, Opened, RedisUrl, RedisUrlError};
 use celery_protocol::compression::Method;
+use celery_protocol::content::Serializer;
 use celery_protocol::message::TaskMessage;
 use celery_protocol::result::{self, ResultMeta, State};
 
@@ -24,7 +25,7 @@ mod connection;
 /// the stored result instead. The caller decides whether it may be replaced. If so, the caller passes it as the third
 /// argument of a second call, which succeeds if the stored result has not changed in between.
 ///
-/// The script recognizes states that may always be replaced by the beginning of the mapping, so that a task that was
+/// The script recognizes states that may always be replaced by the beginning of the mapping, in JSON and msgpack, so that a task that was
 /// STARTED before needs no second round trip. Python and this crate write the status first.
 static STORE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
@@ -32,7 +33,7 @@ static STORE: LazyLock<Script> = LazyLock::new(|| {
 local value, expires, known = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local head = redis.call('GETRANGE', KEYS[1], 0, 31)
 if head ~= '' then
-  local status = string.match(head, '^{"status": ?"(%u+)"')
+  local status = string.match(head, '^{"status": ?"(%u+)"') or string.match(head, '^[\128-\143]\166status.(%u+)')
   if status ~= 'STARTED' and status ~= 'RETRY' and status ~= 'PROGRESS' then
     local stored = redis.call('GET', KEYS[1])
     if stored ~= known then return stored end
@@ -91,6 +92,7 @@ pub struct Redis {
     connection: Arc<RedisConnection>,
     prefix: String,
     expires: Expires,
+    serializer: Serializer,
     compression: Option<Method>,
     chord_ordered: bool,
 }
@@ -105,6 +107,7 @@ impl Redis {
             connection: Arc::new(RedisConnection::new(&parse(url, &options.redis)?)?),
             prefix: key_prefix(&options.redis.key_prefix),
             expires: options.expires,
+            serializer: options.serializer,
             compression: options.compression,
             chord_ordered: options.redis.chord_ordered,
         })
@@ -131,6 +134,7 @@ impl ResultBackend for Redis {
             ordered: self.chord_ordered,
             expires_seconds: self.expires.chords.unwrap_or(self.expires.results),
             result_expires_seconds: self.expires.results,
+            serializer: self.serializer,
             compression: self.compression,
         };
         let chords = RedisChords::new(self.connection.clone(), &self.prefix, options);
@@ -139,7 +143,7 @@ impl ResultBackend for Redis {
 
     async fn store(&self, meta: &ResultMeta, _message: &TaskMessage) -> Result<(), ResultError> {
         let key = self.key(&meta.task_id);
-        let encoding = || result::encode(&meta.to_json(), self.compression);
+        let encoding = || result::encode(&meta.to_json(), self.serializer, self.compression);
         let value = offload(is_large(meta.values()), encoding);
         let expires = match meta.state {
             State::Failure { .. } => self.expires.failures.unwrap_or(self.expires.results),
@@ -163,7 +167,7 @@ impl ResultBackend for Redis {
                 return Ok(());
             };
             // A value that cannot be read is not a SUCCESS.
-            if let Ok(there) = result::read(&stored)
+            if let Ok(there) = result::read(&stored, self.serializer)
                 && meta
                     .state
                     .yields_to(there["status"].as_str().unwrap_or_default())
@@ -209,7 +213,7 @@ impl ResultBackend for Redis {
             .with(async |connection| connection.get(&key).await)
             .await?;
         stored
-            .map(|stored| result::read(&stored))
+            .map(|stored| result::read(&stored, self.serializer))
             .transpose()
             .map_err(|source| ResultError::Unreadable {
                 task_id: task_id.to_owned(),
