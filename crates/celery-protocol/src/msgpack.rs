@@ -350,7 +350,7 @@ mod tests {
         }
     }
 
-    /// What is written is what Python's msgpack writes, except for what JSON has no form for.
+    /// The bytes are those of Python's msgpack, except for values that JSON has no form for.
     #[test]
     fn msgpack_is_written_as_python_writes_it() {
         for (hex, json) in VALUES {

@@ -350,7 +350,7 @@ pub enum NotReadable {
     Serialized {
         /// Name of the serializer.
         serializer: &'static str,
-        /// What is wrong with the bytes.
+        /// Description of the error.
         reason: String,
     },
     /// The value has no status, so it is not a result.
