@@ -11,7 +11,9 @@
 #                    lengthen tests that are short by default, see the tests that read these variables
 #   PARSER_ROUNDS=100000 PARSER_SEED=7
 #                    more damaged inputs for each parser, and with another seed, see crates/hostile-inputs
-# shellcheck disable=SC2086 # CCAT_FEATURES is words
+#   CELERY_VERSIONS=5.2,5.4
+#                    also run fleets with these versions of Celery, see scripts/celery-versions.sh
+# shellcheck disable=SC2086 # CCAT_FEATURES and CELERY_VERSIONS are words
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/lib/services.sh
@@ -71,6 +73,9 @@ fi
 printf '== what is missing\n'
 install_missing promtool=prometheus pgbouncer=pgbouncer logrotate=logrotate
 make_python
+CELERY_VERSIONS=${CELERY_VERSIONS:-}
+CELERY_VERSIONS=${CELERY_VERSIONS//,/ }
+make_celery $CELERY_VERSIONS
 note "$("$TEST_PYTHON" --version), Celery $("$TEST_PYTHON" -c 'import celery; print(celery.__version__)'), $(rustc --version)"
 
 # The tested build has named fault points (src/faults.rs); the shipped one has none, and is checked separately.
@@ -100,8 +105,11 @@ printf -- '-- servers: ready (%s s)\n' $((SECONDS - began))
 check "unit, property, integration and documentation tests" \
   timeout --kill-after 10 1500 cargo test --locked --workspace --no-fail-fast $CCAT_FEATURES || true
 check "Python interoperability" \
-  timeout --kill-after 10 1500 "$TEST_PYTHON" -m pytest -p no:cacheprovider -q -n 2 --dist loadfile tests/python || true
+  timeout --kill-after 10 1500 env -u CELERY_VERSIONS "$TEST_PYTHON" -m pytest -p no:cacheprovider -q -n 2 --dist loadfile tests/python || true
 check "a part of Celery's own tests" timeout --kill-after 10 900 scripts/celery-suite.sh --short || true
+if [[ -n $CELERY_VERSIONS ]]; then
+  check "fleets with Celery $CELERY_VERSIONS" timeout --kill-after 10 1500 scripts/celery-versions.sh $CELERY_VERSIONS || true
+fi
 check "memory and start-up time" timeout --kill-after 10 1500 scripts/measure.sh || true
 check "demo" timeout --kill-after 10 600 scripts/demo.sh || true
 

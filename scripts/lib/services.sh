@@ -10,6 +10,7 @@
 #   start_services NAME…           several at once: rabbitmq second_rabbitmq redis postgres sshd
 #   start_rabbitmq start_redis start_postgres start_sshd
 #   make_python                    .venv with tests/python/requirements.txt        → TEST_PYTHON
+#   make_celery VERSION…           .venv-celery-VERSION with tests/python/celery_versions/VERSION.txt
 #   at_end FUNCTION                FUNCTION also runs at the end of the script
 #   run CMD…                       a foreground command that a signal can interrupt
 #   spawn NAME CMD…                a background command, logged to $RUN_DIR/NAME.log → SPAWNED_PID
@@ -146,16 +147,37 @@ allow_service_starts() {
 }
 
 make_python() {
-  local venv=$REPO/.venv requirements=$REPO/tests/python/requirements.txt python
-  export TEST_PYTHON=$venv/bin/python
-  if cmp -s "$requirements" "$venv/installed.txt" && "$TEST_PYTHON" -c '' 2>/dev/null; then
+  export TEST_PYTHON=$REPO/.venv/bin/python
+  make_venv "$REPO/.venv" "$REPO/tests/python/requirements.txt"
+}
+
+# make_celery VERSION… : the versions of Celery with which tests/python/test_versions.py runs.
+make_celery() {
+  local version requirements
+  for version in "$@"; do
+    requirements=$REPO/tests/python/celery_versions/$version.txt
+    [[ -e $requirements ]] || die "no such version of Celery: $version" "Known: $(known_celery)"
+    make_venv "$REPO/.venv-celery-$version" "$requirements"
+  done
+}
+
+known_celery() {
+  local -a files=("$REPO"/tests/python/celery_versions/*.txt)
+  files=("${files[@]##*/}")
+  printf '%s\n' "${files[*]%.txt}"
+}
+
+# make_venv DIRECTORY REQUIREMENTS
+make_venv() {
+  local venv=$1 requirements=$2 python
+  if cmp -s "$requirements" "$venv/installed.txt" && "$venv/bin/python" -c '' 2>/dev/null; then
     return
   fi
   python=$(find_python) || die "no Python 3.10 or newer that can make a virtual environment" \
     "Install one: apt-get install python3-venv"
   rm -rf "$venv"
   run "$python" -m venv "$venv"
-  if ! run "$TEST_PYTHON" -m pip install --quiet --disable-pip-version-check -r "$requirements"; then
+  if ! run "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements"; then
     die "pip could not install $requirements" "It needs access to PyPI; run the script again when there is one."
   fi
   cp "$requirements" "$venv/installed.txt"

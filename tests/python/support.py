@@ -144,12 +144,22 @@ def tasks_worker(directory, queue, broker, backend, *flags, variables=None, **se
 
 
 def python_worker(
-    directory, queue, broker, backend, *flags, pool="solo", settings=None, mingle=False, gossip=False, asks=True
+    directory,
+    queue,
+    broker,
+    backend,
+    *flags,
+    pool="solo",
+    settings=None,
+    mingle=False,
+    gossip=False,
+    asks=True,
+    interpreter=sys.executable,
 ):
     """A real Celery worker, see peer.py; `settings` are further settings of Celery. Without `asks` the caller waits."""
     flags = [*(() if mingle else ["--without-mingle"]), *(() if gossip else ["--without-gossip"]), *flags]
     worker = Process(
-        [sys.executable, "-m", "celery", "-A", "peer", "worker", "-Q", queue, "-n", f"peer-{queue}@%h"]
+        [interpreter, "-m", "celery", "-A", "peer", "worker", "-Q", queue, "-n", f"peer-{queue}@%h"]
         + ["-P", pool, "-l", "INFO", *flags],
         directory / f"peer-{queue}.log",
         cwd=HERE,
@@ -170,11 +180,12 @@ class Workers:
     """A worker of each kind, each on a queue of its own, and a client of both.
 
     `backend` is an address; `python` are settings of Python's worker and of the client, `rust` are keys of [celery];
-    `flags` are for both workers. The other one is started when the `first` one has stored a result.
+    `flags` are for both workers. The other one is started when the `first` one has stored a result. `of_python` are
+    further arguments of `python_worker`.
     """
 
     def __init__(
-        self, directory, broker, *flags, backend=None, python=None, rust=None, pool="prefork", first=None
+        self, directory, broker, *flags, backend=None, python=None, rust=None, pool="prefork", first=None, **of_python
     ):
         self.broker, self.processes = broker, {}
         backend = backend or backend_url("redis")
@@ -189,7 +200,7 @@ class Workers:
         flags_of_python = ("-E", "-c", "2", *flags)
         start = {
             "python": lambda queue: python_worker(
-                directory, queue, broker, backend, *flags_of_python, pool=pool, settings=python
+                directory, queue, broker, backend, *flags_of_python, pool=pool, settings=python, **of_python
             ),
             "rust": lambda queue: tasks_worker(directory, queue, broker, backend, *flags, **(rust or {})),
         }

@@ -34,11 +34,11 @@ def node(workers, kind):
     return next((name for name in names if workers.queues[kind] in name), None)
 
 
-def command(workers, kind, *words):
+def command(workers, kind, *words, interpreter=sys.executable):
     """JSON output of the program `celery` for one node."""
     verb, method, *arguments = words
     done = subprocess.run(
-        [sys.executable, "-m", "celery", "-b", workers.broker.url, verb]
+        [interpreter, "-m", "celery", "-b", workers.broker.url, verb]
         + ["-j", "-t", "3", "-d", workers.nodes[kind], method, *map(str, arguments)],
         env=clean_environment(),
         capture_output=True,

@@ -1,5 +1,6 @@
 """Flower with a Rust and a Python worker: it shows both in the same way, and controls both."""
 
+import contextlib
 import json
 import re
 import signal
@@ -23,14 +24,14 @@ BROKERS = ["rabbitmq", "redis"]
 class Flower:
     """The program, and its HTTP API."""
 
-    def __init__(self, directory, broker):
+    def __init__(self, directory, broker, interpreter=sys.executable):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         # `-A peer`: Flower can only send or limit tasks that it knows.
         self.process = Process(
-            [sys.executable, "-m", "celery", "-A", "peer", "flower", "--address=127.0.0.1", f"--port={port}"]
+            [interpreter, "-m", "celery", "-A", "peer", "flower", "--address=127.0.0.1", f"--port={port}"]
             + ["--inspect_timeout=2000"],
             directory / "flower.log",
             cwd=HERE,
@@ -40,7 +41,12 @@ class Flower:
                 FLOWER_UNAUTHENTICATED_API="true",
             ),
         )
-        self.process.says("Visit me at", 30)
+        until(self._answers, "Flower answers", 30, log=self.process.log)
+
+    def _answers(self):
+        assert self.process.running(), self.process.log()
+        with contextlib.suppress(urllib.error.URLError):
+            return self._open("/", {})
 
     def _open(self, path, query, body=None):
         url = self.url + urllib.parse.quote(path) + "?" + urllib.parse.urlencode(query)
