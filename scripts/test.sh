@@ -104,6 +104,8 @@ printf -- '-- servers: ready (%s s)\n' $((SECONDS - began))
 # The time limits only prevent that a hang blocks CI.
 check "unit, property, integration and documentation tests" \
   timeout --kill-after 10 1500 cargo test --locked --workspace --no-fail-fast $CCAT_FEATURES || true
+# The release for the memory check, with the processor time that the next tests leave.
+spawn release nice -n 19 cargo build --locked --release --bin ccat-transfer
 check "Python interoperability" \
   timeout --kill-after 10 1500 env -u CELERY_VERSIONS "$TEST_PYTHON" -m pytest -p no:cacheprovider -q -n 2 --dist loadfile tests/python || true
 check "a part of Celery's own tests" timeout --kill-after 10 900 scripts/celery-suite.sh --short || true
