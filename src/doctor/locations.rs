@@ -301,7 +301,10 @@ impl Doctor {
         });
         let digest = host.digest.map(|algorithm| async move {
             match remote.digest_of_nothing(algorithm).await {
-                Ok(()) => Outcome::green(format!("{} works", digest::name(algorithm))),
+                Ok(program) => Outcome::green(format!(
+                    "{} is computed by {program}",
+                    digest::name(algorithm)
+                )),
                 Err(error) => failed(&error),
             }
         });

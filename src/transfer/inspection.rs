@@ -139,11 +139,14 @@ impl LocationProbe {
 }
 
 impl Remote {
-    /// Checks that the program for a digest works on this host, with an empty file as input.
+    /// Checks that the program for a digest works on this host, with an empty file as input. Returns its name.
     ///
     /// # Errors
     /// [`TransferError::RemoteProgramMissing`], or the output of the program instead of a digest.
-    pub async fn digest_of_nothing(&self, algorithm: DigestAlgorithm) -> Result<(), TransferError> {
+    pub async fn digest_of_nothing(
+        &self,
+        algorithm: DigestAlgorithm,
+    ) -> Result<String, TransferError> {
         let nothing = AbsolutePath::new("/dev/null").map_err(|problem| TransferError::BadPath {
             role: Role::Destination,
             path: "/dev/null".into(),
@@ -159,10 +162,8 @@ impl Remote {
             blocks: None,
         };
         let endpoint = Endpoint::Remote(self.clone());
-        endpoint
-            .digest(Role::Destination, &nothing, Links::Follow, options)
-            .await
-            .map(drop)
+        let digest = endpoint.digest(Role::Destination, &nothing, Links::Follow, options);
+        Ok(digest.await?.program.unwrap_or_default())
     }
 }
 
