@@ -397,12 +397,12 @@ type = "direct"
         assert done.returncode == 0, f"{args}: code {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
-    def worker(self, concurrency=2, ready=True, name="rust", **environment):
+    def worker(self, concurrency=2, ready=True, name="rust", flags=(), **environment):
         """Starts a worker on this deployment's queue."""
         log = self.directory / f"worker-{len(self.processes)}.log"
         worker = Process(
             [service("CCAT_TRANSFER_BIN"), "--config", self.config]
-            + ["worker", "-Q", self.queue, "-n", f"{name}-{self.origin_site}@%h", "-c", concurrency],
+            + ["worker", "-Q", self.queue, "-n", f"{name}-{self.origin_site}@%h", "-c", concurrency, *flags],
             log,
             cwd=self.directory,
             env=clean_environment(**environment),

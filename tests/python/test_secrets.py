@@ -13,6 +13,7 @@ import uuid
 from pathlib import Path
 
 import psycopg
+import psycopg.sql
 import pytest
 import redis
 
@@ -89,10 +90,20 @@ class Guarded(Deployment):
             "database_postgresql_sslrootcert": str(self.tls / "ca.pem"),
         }
 
-    def rows(self, sql, *values):
+    def connection(self):
         address = {"host": "127.0.0.1", "port": self.postgres_port, "user": "ccat", "dbname": "ops"}
-        with psycopg.connect(**address, password=password("postgres"), row_factory=psycopg.rows.dict_row) as connection:
+        return psycopg.connect(**address, password=self.files["postgres"].read_text().strip(), row_factory=psycopg.rows.dict_row)
+
+    def rows(self, sql, *values):
+        with self.connection() as connection:
             return connection.execute(sql.replace("?", "%s"), values).fetchall()
+
+    def change_password(self, new):
+        """Changes the password of PostgreSQL, and ends all sessions."""
+        with self.connection() as connection:
+            connection.execute(psycopg.sql.SQL("ALTER ROLE ccat PASSWORD {}").format(new))
+            connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'ccat' AND pid <> pg_backend_pid()")
+        self.files["postgres"].write_text(new + "\n")
 
     def close(self):
         super().close()
@@ -334,3 +345,40 @@ def test_tls_to_postgresql(guarded, mode, authority, more, works):
     done = guarded.cli("db", "status", "--json", check=False)
     assert (done.returncode == 0) == works, done.stderr
     assert works or "postgresql://" in done.stderr
+
+
+def test_a_copy_outlives_its_lease_its_log_and_a_password(guarded):
+    """As in a copy of several days: many renewals, a rotated log file, then another password of the database."""
+    guarded.settings(transfer={"resume_above": 1, "lease_renew_interval": "200ms"})
+    guarded.double(RATE=MB)
+    worker = guarded.worker(1, flags=("-f", "long-copy.log"), ready=False)
+    log = guarded.directory / "long-copy.log"
+    until(lambda: log.exists() and "worker ready" in log.read_text(), "the worker is ready")
+    transfer = guarded.package(size=12 * MB)
+    guarded.schedule()
+    guarded.mid_copy()
+    renewals = set()
+
+    def is_renewed():
+        renewals.update(lease["renewed_at"] for lease in guarded.leases())
+        return len(renewals) > 5
+
+    until(is_renewed, "the lease is renewed")
+    log.rename(guarded.directory / "long-copy.log.1")
+    until(log.exists, "the worker makes a new log file")
+
+    old, new = password("postgres"), f"{MARKS['postgres']}-new"
+    guarded.change_password(new)
+    try:
+        until(lambda: "could not be renewed; the copy continues" in log.read_text(), "the worker notices")
+        copied = guarded.copied()
+        until(lambda: guarded.copied() > copied, "the copy continues")
+        # A regular stop would wait for half a minute to write to the database.
+        worker.kill()
+        guarded.double()
+        other = guarded.worker(1, name="other")
+        guarded.reaches(transfer, "COMPLETED")
+        guarded.assert_moved(transfer)
+        assert "resuming the partial copy" in other.log()
+    finally:
+        guarded.change_password(old)
