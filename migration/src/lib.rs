@@ -20,6 +20,7 @@ mod m20261124_000004_operators;
 mod m20261124_000005_links;
 mod m20261129_000006_schedule;
 mod m20261201_000007_digests;
+mod m20261201_000008_reports;
 
 /// A migration that was not run.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +71,7 @@ impl MigratorTrait for Worker {
             Box::new(m20261124_000005_links::Migration),
             Box::new(m20261129_000006_schedule::Migration),
             Box::new(m20261201_000007_digests::Migration),
+            Box::new(m20261201_000008_reports::Migration),
         ]
     }
 

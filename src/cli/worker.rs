@@ -13,7 +13,7 @@ use crate::metrics::TransferMetrics;
 use crate::notify::Notifier;
 use crate::tasks::{self, DataTransferTask, Messages, Producer};
 use crate::transfer::lease::Owner;
-use crate::transfer::repository::{Repository, SiteError};
+use crate::transfer::repository::Repository;
 use crate::transfer::routing::queue_name;
 use crate::transfer::service::TransferService;
 use celery_worker::celery_crate::app;
@@ -148,13 +148,7 @@ async fn queues(
     let mut queues = Vec::new();
     let prefix = &context.settings.transfer.queue_prefix;
     for site in sites {
-        let locations = repository
-            .locations_of_site(site)
-            .await
-            .map_err(|error| match error {
-                SiteError::Unknown { .. } => CliError::NotFound(error.to_string()),
-                SiteError::Database(error) => error.into(),
-            })?;
+        let locations = repository.locations_of_site(site).await?;
         if locations.is_empty() {
             return Err(CliError::NotFound(format!(
                 "site `{site}` has no locations"

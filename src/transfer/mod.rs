@@ -34,6 +34,7 @@ pub mod lines;
 pub mod link;
 pub(crate) mod link_probe;
 pub mod plan;
+pub mod report;
 pub mod repository;
 pub mod request;
 pub mod retry;

@@ -98,6 +98,7 @@ async fn an_older_database_is_migrated(db: Fixture) {
     let sql = [
         "DROP TABLE transfer_worker_action",
         "DROP INDEX transfer_worker_attempt_error_code",
+        "DROP INDEX transfer_worker_attempt_ended_at",
         "ALTER TABLE transfer_worker_lease DROP COLUMN phase",
         "ALTER TABLE transfer_worker_lease DROP COLUMN streams",
         "DROP TABLE transfer_worker_delay",

@@ -1,6 +1,8 @@
 """Commands of an operator: find, understand, change; on rows that real workers use."""
 
+import csv
 import fcntl
+import io
 import json
 import os
 import pty
@@ -244,6 +246,36 @@ def test_the_log_of_an_attempt(shared_deployment):
     missing = deployment.transfer_of_nothing()
     assert code(deployment, "run", missing) == 1
     assert "bbcp was not started" in deployment.cli("transfers", "log", missing, check=False).stderr
+
+
+def test_a_report_of_a_day(deployment):
+    deployment.double()
+    for _ in range(2):
+        deployment.cli("transfers", "run", deployment.package())
+    assert code(deployment, "run", deployment.transfer_of_nothing()) == 1
+    link = (deployment.origin_site, deployment.destination_site)
+    text = deployment.cli("transfers", "report")
+    assert f"{link[0]} → {link[1]}  origin_missing × 1\n    Put it back" in text
+    assert "####################" in text
+
+    report = answer(deployment, "report", "--since", "2h", "--link", *link)
+    [found] = report["links"]
+    assert (found["origin"], found["destination"]) == link
+    assert found["total"] == report["total"]
+    counts = {key: report["total"][key] for key in ("packages", "bytes", "retried", "failed", "interrupted", "failures")}
+    assert counts == {"packages": 2, "bytes": 2 * MB, "retried": 0, "failed": 1, "interrupted": 0, "failures": {"origin_missing": 1}}
+    assert report["total"]["median_rate"] <= report["total"]["p95_rate"]
+
+    lines = list(csv.DictReader(io.StringIO(deployment.cli("transfers", "report", "--csv"))))
+    # More than one if midnight has passed.
+    assert sum(int(line["packages"]) for line in lines) == 2
+    assert {(line["origin"], line["destination"]) for line in lines} == {link}
+
+    assert answer(deployment, "report", "--link", *reversed(link))["links"] == []
+    unknown = deployment.cli("transfers", "report", "--link", link[0], "nowhere", check=False)
+    assert unknown.returncode == 3 and "nowhere" in unknown.stderr
+    deployment.execute("UPDATE transfer_worker_attempt SET ended_at = '2020-01-01T00:00:00+00:00'")
+    assert "no attempt has ended" in deployment.cli("transfers", "report", "--since", "30d")
 
 
 def test_a_closed_pipe_ends_the_command(shared_deployment):

@@ -6,7 +6,7 @@ use clap::Subcommand;
 
 use super::{CliError, Context};
 use crate::transfer::id::TransferId;
-use crate::transfer::repository::ListError;
+use crate::transfer::repository::{ListError, SiteError};
 
 mod act;
 mod clean;
@@ -14,6 +14,7 @@ mod create;
 mod explanation;
 mod list;
 mod log;
+mod report;
 mod run;
 mod selection;
 mod show;
@@ -43,6 +44,8 @@ pub(super) enum TransfersCommand {
     Cancel(act::Cancel),
     /// Give up transfers before their next attempt; they end FAILED.
     Fail(act::Fail),
+    /// Report what arrived, how fast, and what failed: for each link and day.
+    Report(report::ReportOptions),
     /// Remove partial copies of transfers that have ended.
     Clean(clean::Clean),
     /// Print bbcp's output of an attempt.
@@ -67,12 +70,22 @@ pub(super) async fn run(
         TransfersCommand::Retry(retry) => return act::run(context, retry.into()).await,
         TransfersCommand::Cancel(cancel) => return act::run(context, cancel.into()).await,
         TransfersCommand::Fail(fail) => return act::run(context, fail.into()).await,
+        TransfersCommand::Report(report) => report::run(context, report).await?,
         TransfersCommand::Clean(clean) => return clean::run(context, clean).await,
         TransfersCommand::Log(log) => return log::run(context, &log).await,
         TransfersCommand::Create(create) => create::run(context, create).await?,
         TransfersCommand::Run { id } => return run::run(context, id).await,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+impl From<SiteError> for CliError {
+    fn from(error: SiteError) -> Self {
+        match error {
+            SiteError::Unknown { .. } => Self::NotFound(error.to_string()),
+            SiteError::Database(error) => error.into(),
+        }
+    }
 }
 
 impl From<ListError> for CliError {
