@@ -1,6 +1,7 @@
 //! Mingle and gossip: messages between workers.
 //!
-//! *Mingle*: a node that starts asks the others (`hello`) for the tasks that they have revoked.
+//! *Mingle*: a node that starts asks the others (`hello`) for the tasks that they have revoked, and waits for the answers
+//! before it runs a task.
 //! *Gossip*: nodes receive each other's events, synchronise their clocks, and answer when one wants
 //! to hold an election; a node that does not answer would stall it for all. This worker wants none
 //! itself.
@@ -10,6 +11,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
+use tokio::sync::Notify;
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::{RemoteControl, WITHIN, ids};
@@ -25,6 +28,12 @@ const MAX_EVENT: usize = 64 << 10;
 /// Minimum interval of reports about a second worker with the same name.
 const REPORT_EVERY: Duration = Duration::from_secs(600);
 
+/// Maximum wait for the answers to the greeting, as in Celery, which always waits for this time.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(1);
+
+/// Wait for further answers after an answer.
+const NEXT_ANSWER: Duration = Duration::from_millis(200);
+
 /// The exchange of replies to requests.
 const REPLIES: &str = "reply.celery.pidbox";
 
@@ -34,6 +43,8 @@ pub(super) struct ClusterQueues {
     replies: String,
     /// True if the node's answer to itself has arrived.
     has_own_answer: AtomicBool,
+    /// An answer has arrived.
+    answered: Notify,
 }
 
 /// Other workers with the same name as this one.
@@ -61,6 +72,7 @@ impl ClusterQueues {
         Self {
             replies: Uuid::new_v4().to_string(),
             has_own_answer: AtomicBool::new(false),
+            answered: Notify::new(),
         }
     }
 
@@ -116,6 +128,20 @@ impl ClusterQueues {
         }
     }
 
+    /// Waits for the answers to the greeting.
+    pub(super) async fn answers(&self) {
+        let all = async {
+            // The number of nodes is not known. But the broker sends the greeting to all of them when it sends it to this one.
+            while !self.has_own_answer.load(Ordering::Relaxed) {
+                self.answered.notified().await;
+            }
+            while timeout(NEXT_ANSWER, self.answered.notified()).await.is_ok() {}
+        };
+        if timeout(ANSWERED_WITHIN, all).await.is_err() {
+            tracing::debug!("mingle: answers of other workers may be missing");
+        }
+    }
+
     /// Handles a message of one of the queues; returns false for other messages.
     pub(super) fn receive(
         &self,
@@ -127,6 +153,7 @@ impl ClusterQueues {
         if exchange == REPLIES {
             if let Some(reply) = pidbox::decode(body) {
                 self.observe_reply(control, &reply);
+                self.answered.notify_one();
             }
         } else if exchange == Exchange::events().name {
             if body.len() <= MAX_EVENT

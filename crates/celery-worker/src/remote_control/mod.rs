@@ -13,6 +13,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
@@ -77,6 +78,8 @@ pub(crate) struct RemoteControl {
     namesakes: Namesakes,
     /// Mingle and gossip, unless they are disabled.
     cluster: Option<ClusterQueues>,
+    /// Cancelled once the other nodes have answered the greeting.
+    mingled: CancellationToken,
     /// Requests that wait for the result backend.
     revocations: Revocations,
     /// Requests that wait for the broker.
@@ -90,6 +93,11 @@ pub(crate) struct RunningControl {
 }
 
 impl RunningControl {
+    /// A token that is cancelled once this node knows what the others have revoked.
+    pub(crate) fn mingled(&self) -> CancellationToken {
+        self.control.mingled.clone()
+    }
+
     /// Takes no further requests, and sends the waiting replies within a time limit.
     pub(crate) async fn close(self) {
         drop(self.tasks);
@@ -105,6 +113,7 @@ pub(crate) fn start(worker: Arc<Runtime>, consuming: watch::Receiver<bool>) -> R
         replies: Replies::new(worker.hostname.clone(), worker.broker.clone(), consuming),
         namesakes: Namesakes::default(),
         cluster: worker.config.gossip.then(ClusterQueues::new),
+        mingled: CancellationToken::new(),
         revocations,
         changes,
         worker,
@@ -141,7 +150,9 @@ async fn serve(control: Arc<RemoteControl>) {
         let served = connected.wait_for(|up| *up).await.is_ok();
         if let (true, Some(cluster)) = (served, cluster) {
             cluster.greet(&control).await;
+            cluster.answers().await;
         }
+        control.mingled.cancel();
     };
     let mut greeting = std::pin::pin!(greeting);
     let mut greeted = false;

@@ -24,7 +24,7 @@ use crate::client::{Client, ClientOptions};
 use crate::liveness::{self, LivenessRegistry};
 use crate::observer::{BrokerConnection, Observer};
 use crate::product::Product;
-use crate::remote_control;
+use crate::remote_control::{self, RunningControl};
 use crate::task::Registry;
 use crate::workflow::{Workflow, WorkflowOptions};
 use celery_protocol::content::Accept;
@@ -87,6 +87,9 @@ pub const SETTLED_WITHIN: Duration = Duration::from_secs(10);
 
 /// Time that a task has for cleaning up after its time limit, or at a cold shutdown.
 const CLEANUP_WITHIN: Duration = Duration::from_secs(30);
+
+/// Maximum wait of the first task for the other nodes' revoked ids, where remote control has no connection.
+const MINGLED_WITHIN: Duration = Duration::from_secs(2);
 
 /// Configuration of a worker.
 #[derive(Debug, Clone)]
@@ -390,6 +393,17 @@ impl Worker {
             .remote_control
             .then(|| remote_control::start(runtime.clone(), consumer.connected()));
 
+        // A task that another node knows as revoked must not run: the first delivery waits until this node has asked.
+        let mingled = control.as_ref().map(RunningControl::mingled);
+        let mingle = async {
+            if let Some(mingled) = mingled {
+                let _ = tokio::time::timeout(MINGLED_WITHIN, mingled.cancelled()).await;
+            }
+        };
+        let mut mingle = std::pin::pin!(mingle);
+        let mut has_mingled = false;
+        let mut first = None;
+
         let mut stopping = false;
         let own_liveness = liveness.start("consumer", liveness::EVERY);
         let mut ticks = tokio::time::interval(liveness::EVERY);
@@ -400,12 +414,20 @@ impl Worker {
                 () = runtime.activity_log.requested() => activity::log(&runtime),
                 () = runtime.shutdown.warm.cancelled(), if !stopping => {
                     stopping = true;
+                    first = None;
                     consumer.cancel();
                     tracing::info!("worker stops: no new tasks, the running ones finish");
                 }
-                delivery = consumer.next() => match delivery {
+                () = &mut mingle, if first.is_some() => {
+                    has_mingled = true;
+                    if let Some(delivery) = first.take() {
+                        tasks.spawn(runtime.clone().receive(delivery));
+                    }
+                }
+                delivery = consumer.next(), if first.is_none() => match delivery {
                     // The task has not started: dropping the delivery requeues it.
                     Some(delivery) if stopping => drop(delivery),
+                    Some(delivery) if !has_mingled => first = Some(delivery),
                     Some(delivery) => {
                         tasks.spawn(runtime.clone().receive(delivery));
                     }
