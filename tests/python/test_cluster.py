@@ -9,9 +9,9 @@ import uuid
 
 import pytest
 from celery.events.event import get_exchange
+from kombu import Exchange
 
-from support import EXPIRED, KINDS, Workers, backend_url, clean_environment, tasks_worker, until
-from test_control import events
+from support import EXPIRED, KINDS, Workers, backend_url, clean_environment, events, tasks_worker, until
 from test_tasks import ended, only
 
 pytestmark = pytest.mark.timeout(180)
@@ -280,6 +280,27 @@ def test_revoked_ids_of_older_celery(idle, workers):
         other in ask(workers, kind, "hello", from_node="new@else", revoked=[other])["revoked"] for kind in KINDS
     )
     assert python and rust
+
+
+def test_a_revoked_task_that_is_sent_at_once_does_not_run(idle, workers):
+    results = []
+    with workers.app.connection_for_write() as connection, connection.channel() as channel:
+        Exchange("celery.pidbox", type="fanout", durable=False)(channel).declare()
+
+        def message(body, **headers):
+            text = json.dumps(body)
+            return channel.prepare_message(text, 0, "application/json", "utf-8", headers, {"delivery_mode": 2})
+
+        for _ in range(20):
+            result = workers.app.AsyncResult(str(uuid.uuid4()))
+            revoke = message({"method": "revoke", "arguments": {"task_id": result.id}})
+            task = message([[1], {}, {}], task="tasks.echo", id=result.id, lang="py")
+            # One directly behind the other.
+            channel.basic_publish(revoke, "celery.pidbox", "")
+            channel.basic_publish(task, "", workers.queues["rust"])
+            results.append(result)
+            until(result.ready, "the task has ended")
+    assert [result.state for result in results] == ["REVOKED"] * len(results)
 
 
 def test_expired_tasks_are_listed_as_revoked(idle, workers):

@@ -26,12 +26,14 @@ use celery_protocol::exception::{BUILTINS, Exception};
 use celery_protocol::message;
 use celery_protocol::pidbox::ControlRequest;
 use gossip::{ClusterQueues, Namesakes};
+pub(crate) use order::RequestOrder;
 use replies::Replies;
 use revoke::Revocations;
 
 mod control;
 mod gossip;
 mod inspect;
+mod order;
 mod replies;
 mod revoke;
 mod signatures;
@@ -131,11 +133,16 @@ pub(crate) fn start(worker: Arc<Runtime>, consuming: watch::Receiver<bool>) -> R
 async fn serve(control: Arc<RemoteControl>) {
     let (worker, cluster) = (&control.worker, &control.cluster);
     let tag = Uuid::new_v4().simple().to_string();
-    let own = [Queue::control(&worker.hostname, &tag)];
+    let requests = Queue::control(&worker.hostname, &tag);
+    let order = &worker.request_order;
+    let markers = order.publish(&*worker.broker, &requests.name);
+    let mut markers = std::pin::pin!(markers);
+    let own = [requests.clone()];
     let mut consumer = worker.broker.consume(Subscription {
         purpose: "remote control",
         queues: own
             .into_iter()
+            .chain(order.queue(&*worker.broker))
             .chain(cluster.iter().flat_map(ClusterQueues::queues))
             .collect(),
         prefetch: PREFETCH,
@@ -156,8 +163,14 @@ async fn serve(control: Arc<RemoteControl>) {
     };
     let mut greeting = std::pin::pin!(greeting);
     let mut greeted = false;
+    let mut receiving = consumer.connected();
     loop {
         let delivery = tokio::select! {
+            never = &mut markers => match never {},
+            Ok(()) = receiving.changed() => {
+                order.set_receiving(*receiving.borrow_and_update());
+                continue;
+            }
             () = &mut greeting, if !greeted => {
                 greeted = true;
                 continue;
@@ -167,6 +180,10 @@ async fn serve(control: Arc<RemoteControl>) {
                 None => return,
             },
         };
+        if order.take(&delivery.message) {
+            delivery.acknowledge();
+            continue;
+        }
         let clock = delivery.message.headers.get("clock");
         if let Some(clock) = clock.and_then(Value::as_u64) {
             worker.events.observe(clock);

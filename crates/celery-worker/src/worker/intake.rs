@@ -4,7 +4,7 @@
 //! [`schedule`](super::schedule) follow. Then [`execution`](super::execution) runs the task, or [`skip`](super::skip) ends
 //! a task that does not run; both pass the outcome to [`conclusion`](super::conclusion).
 //!
-//! The order of steps is Celery's: receipt; wait for the eta, the rate limit and a slot; check for revocation; early
+//! The order of steps is Celery's: receipt, after the requests that were published before; wait for the eta, the rate limit and a slot; check for revocation; early
 //! acknowledgement; STARTED; the run; the follow-up tasks; the result; the chord; the event; late acknowledgement. The
 //! broker has confirmed the follow-up tasks of a success before its result is stored, and with late acknowledgement the
 //! result is stored before the message is acknowledged. If a worker dies in between, the message is redelivered, and no
@@ -24,6 +24,7 @@ use celery_protocol::event::Event;
 impl Runtime {
     /// Processes one delivery, from receipt to settlement.
     pub(super) async fn receive(self: Arc<Self>, delivery: Delivery) {
+        self.request_order.follow().await;
         // The futures of the rare ways are boxed: they would enlarge the future of each delivery.
         match self.admit(delivery).await {
             Admission::Decoded {

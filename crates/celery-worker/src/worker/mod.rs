@@ -295,6 +295,7 @@ impl Worker {
             config,
             shutdown,
             revoked: Revoked::default(),
+            request_order: remote_control::RequestOrder::default(),
             events,
             totals: Mutex::default(),
             started: Instant::now(),

@@ -19,6 +19,7 @@ use super::{Config, Shutdown};
 use crate::broker::{Broker, Subscriptions};
 use crate::client::Client;
 use crate::observer::Observer;
+use crate::remote_control::RequestOrder;
 use crate::results::ResultBackend;
 use crate::task::Registry;
 use crate::workflow::Workflow;
@@ -52,6 +53,7 @@ pub(crate) struct Runtime {
     pub(crate) in_flight: Arc<InFlight>,
     pub(crate) memory: memory::MemoryBudget,
     pub(crate) revoked: Revoked,
+    pub(crate) request_order: RequestOrder,
     pub(crate) events: Events,
     /// Number of started tasks, by name.
     pub(crate) totals: Mutex<BTreeMap<String, u64>>,
