@@ -27,6 +27,8 @@ pub struct Ssh {
     pub connect_timeout: Duration,
     /// Further `-o` options, `Name=value`.
     pub options: Vec<String>,
+    /// Maximum size in bytes of a package that is copied through the connection of ssh; 0 for none.
+    pub max_package_bytes: u64,
     /// Remote program and arguments that print the SHA-256 of standard input; `auto` for the faster of two.
     pub sha256_command: Vec<String>,
     /// The same for BLAKE3.

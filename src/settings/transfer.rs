@@ -56,6 +56,8 @@ pub struct Transfer {
     pub resume_above: u64,
     /// Algorithm of the verification.
     pub digest: DigestAlgorithm,
+    /// Maximum number of concurrent copies per link; 0 for no limit.
+    pub max_copies_per_link: usize,
     /// Bytes that must stay free at the destination.
     pub free_space_margin: u64,
     /// Directory of the attempts' log files.

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use super::attempt::AttemptRun;
+use super::copying::CopyPlaces;
 use super::lease::Owner;
 use super::plan::{Hosts, LocalHost};
 use super::repository::Repository;
@@ -21,6 +22,7 @@ pub struct TransferService {
     settings: Arc<Settings>,
     owner: Owner,
     hosts: Hosts,
+    copy_places: CopyPlaces,
     metrics: Option<TransferMetrics>,
 }
 
@@ -29,7 +31,9 @@ impl TransferService {
     #[must_use]
     pub fn new(repository: Repository, settings: Arc<Settings>, owner: Owner) -> Self {
         let hosts = Hosts::new(LocalHost::of_settings(&owner.host, &settings.transfer));
+        let copy_places = CopyPlaces::new(settings.transfer.max_copies_per_link);
         Self {
+            copy_places,
             repository,
             settings,
             owner,
@@ -68,6 +72,11 @@ impl TransferService {
     /// This host, and the connections to others.
     pub(super) fn hosts(&self) -> &Hosts {
         &self.hosts
+    }
+
+    /// Places for the copies of each link.
+    pub(super) fn copy_places(&self) -> &CopyPlaces {
+        &self.copy_places
     }
 
     /// Settings of the program.

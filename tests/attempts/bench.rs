@@ -105,6 +105,7 @@ impl Bench {
         settings.transfer.free_space_margin = 0;
         settings.transfer.lease_renew_interval = Duration::from_millis(300);
         settings.transfer.stall_timeout = Duration::from_secs(20);
+        settings.ssh.max_package_bytes = 0;
         let bench = Self {
             db,
             settings,

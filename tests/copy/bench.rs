@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use ccat_transfer::settings::{self, LinkSettings};
-use ccat_transfer::transfer::bbcp::{self, CopyProgress, Report};
+use ccat_transfer::transfer::copying::{self, CopyProgress, Report};
 use ccat_transfer::transfer::failures::{Role, TransferError};
 use ccat_transfer::transfer::id::AttemptNumber;
 use ccat_transfer::transfer::plan::{
@@ -52,6 +52,7 @@ impl Bench {
         link.bbcp.program = path.join("bin/bbcp");
         link.bbcp.kill_after = Duration::from_millis(300);
         link.stall_timeout = Duration::from_secs(20);
+        link.ssh.max_package_bytes = 0;
         let bench = Self {
             directory,
             link,
@@ -119,7 +120,7 @@ impl Bench {
     }
 
     pub(crate) async fn copy(&self, plan: &Plan) -> Result<Report, TransferError> {
-        bbcp::copy(plan, &self.path("logs/7.log"), &self.cancel, &self.progress).await
+        copying::copy(plan, &self.path("logs/7.log"), &self.cancel, &self.progress).await
     }
 
     /// Returns the content of the attempt's log file.

@@ -22,3 +22,4 @@ mod noise;
 mod runs;
 #[path = "../../crates/celery-worker/tests/support/service.rs"]
 mod service;
+mod ssh_streams;

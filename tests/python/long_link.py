@@ -194,7 +194,10 @@ class Sites:
             program = directory / "bbcp"
             program.symlink_to(double)
             program.with_name("bbcp-double.env").write_text("BBCP_DOUBLE_NETWORK=1\nBBCP_DOUBLE_POLL=0.2\nBBCP_DOUBLE_ACCEPT=3\n")
-        return cls(link, service("CCAT_TRANSFER_BIN"), program)
+        sites = cls(link, service("CCAT_TRANSFER_BIN"), program)
+        # Small packages are copied by bbcp too, unless a test is about the other way.
+        sites.settings(ssh={"max_package_bytes": 0})
+        return sites
 
     def settings(self, **sections):
         """Writes the settings; `sections` are added to those that are needed, or to those of the last call."""

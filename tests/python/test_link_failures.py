@@ -101,6 +101,29 @@ def test_ssh_connection_is_lost_while_data_flow(link, sites):
     copy.is_completed_by_the_next_attempt()
 
 
+def through_ssh(sites):
+    sites.settings(ssh={"max_package_bytes": 2 * SIZE})
+
+
+def test_interrupted_copy_through_ssh(link, sites):
+    through_ssh(sites)
+    copy = Copy(link, sites, "ssh-cut.tar")
+    with link.interrupted():
+        assert "no byte" in copy.fails("stalled")
+    copy.is_completed_by_the_next_attempt(resumed=False)
+    [log] = (link.data("fyst") / f"logs/{copy.transfer}").glob(f"{copy.transfer}-1-*")
+    assert "bbcp" not in log.read_text().replace("/bbcp-", ""), "bbcp is not used"
+
+
+def test_killed_worker_leaves_no_part_of_a_copy_through_ssh(link, sites):
+    through_ssh(sites)
+    copy = Copy(link, sites, "ssh-killed.tar")
+    link.run_on("fyst", ["pkill", "-KILL", "-x", "ccat-transfer"])
+    copy.process.wait(10)
+    until(lambda: sites.arrived("ssh-killed.tar") == 0, "the part is removed")
+    assert_clean(link, sites)
+
+
 def test_other_disk_becomes_full(link, sites):
     # bbcp ends some seconds after the error.
     sites.settings(transfer={"stall_timeout": "30s"})

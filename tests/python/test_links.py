@@ -85,6 +85,19 @@ def test_a_lowered_limit_applies_to_sent_messages(deployment, broker, link):
         assert deployment.row(transfer)["retry_count"] == 0
 
 
+def test_transfers_wait_for_the_copies_of_a_worker(deployment):
+    """They hold their leases meanwhile."""
+    deployment.settings(transfer={"max_copies_per_link": 1})
+    deployment.double(RATE=MB)
+    transfers = [deployment.package(size=30 * MB) for _ in range(2)]
+    worker = deployment.worker(concurrency=2)
+    deployment.schedule()
+    until(lambda: statuses(deployment, transfers) == ["IN_PROGRESS"] * 2, "both have begun")
+    phases = lambda: [row["phase"] for row in deployment.rows("SELECT phase FROM transfer_worker_lease ORDER BY phase")]
+    until(lambda: phases() == ["copying", "preparing"], "one is copied", log=lambda: str(phases()))
+    worker.kill()
+
+
 def test_a_window_of_the_day_closes_a_link(deployment, link):
     transfer = deployment.package(size=1000)
     now = datetime.now(timezone.utc)

@@ -55,14 +55,28 @@ def test_hosts_are_separate(link):
     assert all(line.startswith("sshd: ") for line in link.processes("koln").values())
 
 
-def test_package_crosses_the_link_with_one_login(link, sites):
-    transfer = sites.package("one.tar", MB)
+@pytest.mark.parametrize("size", [0, MB])
+def test_package_crosses_the_link_with_one_login(link, sites, size):
+    name = f"one-{size}.tar"
+    transfer = sites.package(name, size)
     before = link.sshd_logins()
     sites.cli("transfers", "run", transfer)
-    assert_moved(sites, transfer, "one.tar")
+    assert_moved(sites, transfer, name)
     assert link.sshd_logins() - before == 1
     crossed = link.show()["hosts"]["fyst"]["sends"]["arrived_bytes"]
-    assert crossed > MB, "the data take another way than the link"
+    assert crossed > size, "the data take another way than the link"
+
+
+@pytest.mark.parametrize("size", [0, 3 * MB])
+def test_small_package_crosses_the_link_without_bbcp(link, sites, size):
+    sites.settings(ssh={"max_package_bytes": 4 * MB}, bbcp={"program": "/bin/false", "remote_program": "/bin/false"})
+    name = f"small-{size}.tar"
+    transfer = sites.package(name, size)
+    before = link.sshd_logins()
+    sites.cli("transfers", "run", transfer)
+    assert_moved(sites, transfer, name)
+    assert link.sshd_logins() - before == 1
+    assert (sites.destination / name).stat().st_mode & 0o777 == 0o644
 
 
 def test_worker_and_broker_run_on_a_host(link, sites):

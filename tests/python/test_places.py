@@ -106,6 +106,7 @@ def reach_by_ssh(deployment, site):
         "identity_file": service("TEST_SSH_IDENTITY"),
         "known_hosts_file": service("TEST_SSH_KNOWN_HOSTS"),
         "user": service("TEST_SSH_USER"),
+        "max_package_bytes": 0,
     }
     deployment.settings(ssh=ssh)
     deployment.double(ANYHOST=1)

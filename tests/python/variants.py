@@ -80,6 +80,7 @@ def ssh_settings():
         "identity_file": service("TEST_SSH_IDENTITY"),
         "known_hosts_file": service("TEST_SSH_KNOWN_HOSTS"),
         "user": service("TEST_SSH_USER"),
+        "max_package_bytes": 0,
     }
 
 

@@ -1,18 +1,18 @@
-//! The copy to the temporary name with bbcp. If no digest is on record, the origin is read at the same time.
+//! The copy to the temporary name. If no digest is on record, the origin is read at the same time.
 
 use std::path::Path;
 use std::time::Duration;
 
 use entity::FileEnd;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::AttemptRun;
 use super::blocks::{BlockRecorder, KnownEnds};
 use super::prepare::{EarlierPartial, Prepared};
 use crate::faults::fault_point;
-use crate::transfer::bbcp;
+use crate::transfer::copying::{self, CopyPlace, CopyProgress};
 use crate::transfer::endpoint::{ReadOptions, RunningDigest};
 use crate::transfer::failures::{Role, TransferError};
 use crate::transfer::lease::{Phase, Progress};
@@ -99,22 +99,31 @@ impl AttemptRun<'_> {
         blocks: &BlockRecorder,
         log_path: &Path,
     ) -> Result<CopyDigests, TransferError> {
+        let (places, needs_time) = (self.service.copy_places(), !plan.is_copied_by_ssh());
+        let taking = async { Ok(places.take(&plan.link, needs_time).await) };
+        let mut place = Some(self.run_unless_stopped(taking).await?);
         let copied = watch::Sender::new(0);
         let digests = CopyDigests::start(plan, &copied, blocks);
         fault_point!(
             CopyEnded,
-            step("transfer/copy", self.run_bbcp(plan, log_path, &copied)).await
+            step(
+                "transfer/copy",
+                self.run_copy(plan, log_path, &copied, &mut place)
+            )
+            .await
         )?;
         // `copied` ends here: the reader need not wait for the copy any more.
         Ok(digests)
     }
 
-    /// Runs bbcp. `copied` receives the number of copied bytes in steps of [`COPIED_STEP_BYTES`].
-    async fn run_bbcp(
+    /// Runs the copying program. `copied` receives the number of copied bytes in steps of [`COPIED_STEP_BYTES`], and `place`
+    /// becomes `None` as soon as the next copy may start.
+    async fn run_copy(
         &self,
         plan: &Plan,
         log_path: &Path,
         copied: &watch::Sender<u64>,
+        place: &mut Option<CopyPlace>,
     ) -> Result<(), TransferError> {
         self.show(Phase::Copying, self.progress());
         tracing::info!(
@@ -129,15 +138,21 @@ impl AttemptRun<'_> {
         let metrics = self.service.metrics();
         let counted =
             metrics.map(|metrics| metrics.copying(&plan.link.origin, &plan.link.destination));
-        let latest = watch::Sender::new(bbcp::CopyProgress::none(plan.size));
-        let copying = bbcp::copy(plan, log_path, &self.stop, &latest);
+        let latest = watch::Sender::new(CopyProgress::none(plan.size));
+        let copying = copying::copy(plan, log_path, &self.stop, &latest);
         let mut changes = latest.subscribe();
         tokio::pin!(copying);
+        let mut free_at = None;
         let report = loop {
             tokio::select! {
                 report = &mut copying => break report,
+                () = sleep_until(free_at.unwrap_or_else(Instant::now)), if free_at.is_some() => {
+                    (*place, free_at) = (None, None);
+                }
                 Ok(()) = changes.changed() => {
-                    let progress = progress(&changes.borrow());
+                    let latest = *changes.borrow_and_update();
+                    free_at = place.as_ref().and_then(|place| place.free_at(&latest, Instant::now()));
+                    let progress = progress(&latest);
                     copied.send_if_modified(|sent| {
                         let is_step = progress.bytes_done >= sent.saturating_add(COPIED_STEP_BYTES);
                         if is_step {
@@ -225,10 +240,11 @@ impl CopyDigests {
                 }
             }))
         };
-        let is_between_hosts = plan.remote_end().is_some();
+        // An empty file does not grow: nothing tells when it is there.
+        let is_read = plan.size > 0 && plan.remote_end().is_some();
         Self {
             origin: plan.needs_origin_digest().then(|| start(FileEnd::Origin)),
-            destination: is_between_hosts.then(|| start(FileEnd::Destination)),
+            destination: is_read.then(|| start(FileEnd::Destination)),
         }
     }
 }
@@ -271,7 +287,7 @@ fn count(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
 
-fn progress(latest: &bbcp::CopyProgress) -> Progress {
+fn progress(latest: &CopyProgress) -> Progress {
     Progress {
         bytes_done: latest.bytes_done,
         bytes_total: Some(latest.bytes_total),

@@ -22,13 +22,14 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::announcement;
 use super::command::{CONFIG_VARIABLE, Invocation};
-use super::log::CopyLog;
 use super::outcome::{CopyPaths, Exit, FailureClassifier};
 use super::output::{Event, parse};
-use super::watchdog::{Footprint, Limits, StopReason, Watchdog};
 use crate::faults::fault_point;
 use crate::process::{Group, guarded_command};
 use crate::settings::Slowness;
+use crate::transfer::copying::{
+    CopyLog, CopyProgress, Footprint, Limits, Report, StopReason, Watchdog,
+};
 use crate::transfer::endpoint::{AbsolutePath, CopySession};
 use crate::transfer::failures::TransferError;
 use crate::transfer::lines::Lines;
@@ -59,41 +60,6 @@ const BLOCK_BYTES: u64 = 512;
 
 /// Maximum number of bytes per read from a pipe.
 const CHUNK_BYTES: usize = 8 << 10;
-
-/// Progress of a copy.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct CopyProgress {
-    /// Number of bytes that have arrived, as far as known: bbcp reports whole per cents only.
-    pub bytes_done: u64,
-    /// Size of the file in bytes.
-    pub bytes_total: u64,
-    /// Most recent rate in bytes per second, if known.
-    pub rate_bytes_per_s: Option<f64>,
-}
-
-impl CopyProgress {
-    /// Progress before the first byte.
-    pub fn none(bytes_total: u64) -> Self {
-        Self {
-            bytes_done: 0,
-            bytes_total,
-            rate_bytes_per_s: None,
-        }
-    }
-}
-
-/// bbcp's report on a copy that it calls good; not verified.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Report {
-    /// Number of bytes that it wrote according to bbcp, if reported.
-    pub bytes: Option<u64>,
-    /// Time from start to end, measured by the worker.
-    pub elapsed: Duration,
-    /// bbcp's rate from disk to disk, in bytes per second.
-    pub rate_bytes_per_s: Option<f64>,
-    /// Algorithm and value of the checksum in flight, computed by the target.
-    pub checksum: Option<(String, String)>,
-}
 
 /// Copies a file to its temporary name.
 ///
@@ -198,10 +164,7 @@ impl<'a> RunningCopy<'a> {
         let stdout = read(agent.stdout.take(), log.clone(), sender.clone(), of);
         let stderr = read(agent.stderr.take(), log, sender, of);
         let started = Instant::now();
-        let limits = Limits {
-            stall_timeout: plan.stall_timeout,
-            slowness: plan.slowness,
-        };
+        let limits = Limits::of(plan);
         Ok(Self {
             plan,
             group,
@@ -486,13 +449,7 @@ impl EndedCopy {
         let how = match &self.ended {
             EndedBy::Itself(Ok(status)) => format!("ended with {}", Exit::from(*status)),
             EndedBy::Itself(Err(e)) => format!("lost: {e}"),
-            EndedBy::Watchdog(StopReason::Stalled(idle)) => {
-                format!("stopped: no byte moved for {:.1} s", idle.as_secs_f64())
-            }
-            EndedBy::Watchdog(StopReason::TooSlow(moved)) => {
-                format!("stopped: {moved} bytes in the last window are too few")
-            }
-            EndedBy::Watchdog(StopReason::Late(_)) => "stopped at its deadline".into(),
+            EndedBy::Watchdog(stop_reason) => stop_reason.to_string(),
             EndedBy::Cancellation => "stopped on request".into(),
             EndedBy::Unconnected => "stopped: no data connection was made".into(),
         };
@@ -509,26 +466,7 @@ impl EndedCopy {
             }
             EndedBy::Unconnected => UNCONNECTED,
             EndedBy::Watchdog(stop_reason) => {
-                let (bytes_done, bytes_total) = (self.bytes_done, self.bytes_total);
-                return Err(match stop_reason {
-                    StopReason::Stalled(idle) => TransferError::Stalled {
-                        idle: Duration::from_secs(idle.as_secs()),
-                        bytes_done,
-                        bytes_total,
-                    },
-                    StopReason::TooSlow(moved) => TransferError::TooSlow {
-                        moved,
-                        window: self.slowness.window,
-                        least: self.slowness.min_rate,
-                        bytes_done,
-                        bytes_total,
-                    },
-                    StopReason::Late(limit) => TransferError::Deadline {
-                        limit,
-                        bytes_done,
-                        bytes_total,
-                    },
-                });
+                return Err(stop_reason.error(self.bytes_done, self.bytes_total, self.slowness));
             }
             EndedBy::Cancellation => {
                 return Err(TransferError::STOPPED);

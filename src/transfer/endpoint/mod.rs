@@ -30,6 +30,8 @@ pub use address::{AbsolutePath, Host, is_login};
 pub use facts::{Facts, FileKind, FileTime};
 pub(super) use facts::{HostAddresses, Links, RootProblem};
 pub(super) use local::directory::Directory;
+pub(super) use local::{refused, unreadable};
+pub(super) use remote::{StreamCommand, StreamEnd};
 pub use source::Source;
 use ssh::HostConnection;
 pub(super) use ssh::{CopySession, SshConnections};

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::bbcp::{self, CopyProgress, Report};
+use super::copying::{self, CopyProgress, Report};
 use super::endpoint::{AbsolutePath, Endpoint, Remote, Source, Target, TemporaryName};
 use super::failures::{Role, THIS_HOST, TransferError};
 use super::id::AttemptNumber;
@@ -275,7 +275,7 @@ async fn run(
     let stop = cancel.child_token();
     let progress = watch::Sender::new(CopyProgress::none(plan.size));
     let mut seen = progress.subscribe();
-    let copy = bbcp::copy(plan, log, &stop, &progress);
+    let copy = copying::copy(plan, log, &stop, &progress);
     tokio::pin!(copy);
     let mut rates = Rates::default();
     let mut end: Option<Instant> = None;

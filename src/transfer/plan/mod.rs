@@ -118,6 +118,8 @@ pub struct Plan {
     /// Minimum size in bytes of a copy that is kept after a failure, so that the next attempt completes it. With
     /// `None`, no partial copy is kept.
     pub resume_above: Option<u64>,
+    /// Maximum size in bytes of a package that is copied through the ssh connection; 0 for none.
+    by_ssh_up_to: u64,
     /// Host of the destination as named by its location; empty for the worker's own host.
     destination_host: String,
 }
@@ -149,10 +151,16 @@ impl Plan {
         self.recorded.is_none() || !has_whole
     }
 
+    /// Returns true if the package is copied through the ssh connection, without bbcp.
+    pub(super) fn is_copied_by_ssh(&self) -> bool {
+        self.by_ssh_up_to > 0 && self.size <= self.by_ssh_up_to && self.remote_end().is_some()
+    }
+
     /// Returns true if a partial copy of a failed attempt is kept, so that the next attempt completes it. This is so for
-    /// every attempt with the same size, destination and settings.
+    /// every attempt with the same size, destination and settings. Only bbcp completes partial copies.
     pub fn keeps_partial(&self) -> bool {
         self.resume_above.is_some_and(|least| self.size >= least)
+            && !self.is_copied_by_ssh()
             && can_hold_checkpoints(&self.target.checkpoint_path())
     }
 
@@ -272,6 +280,7 @@ pub fn plan(
         stall_timeout: link.stall_timeout,
         slowness: link.slowness,
         resume_above: link.resume.then_some(link.resume_above),
+        by_ssh_up_to: link.ssh.max_package_bytes,
         destination_host: named_host(destination).to_owned(),
     })
 }

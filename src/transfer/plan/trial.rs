@@ -23,6 +23,7 @@ impl Plan {
             stall_timeout: settings.stall_timeout,
             slowness: settings.slowness,
             resume_above: None,
+            by_ssh_up_to: 0,
             destination_host: String::new(),
         }
     }

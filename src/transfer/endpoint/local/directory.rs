@@ -117,9 +117,17 @@ impl Directory {
 
     /// Makes an empty file that did not exist.
     pub(in crate::transfer) fn make_file(&self, name: &str) -> io::Result<()> {
+        self.create(name, Mode::from_raw_mode(0o600)).map(drop)
+    }
+
+    /// Makes a file that did not exist, for writing, with the mode of bbcp's files.
+    pub(in crate::transfer) fn make_copy(&self, name: &str) -> io::Result<File> {
+        self.create(name, Mode::from_raw_mode(0o644))
+    }
+
+    fn create(&self, name: &str, mode: Mode) -> io::Result<File> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        openat(&self.0, name, flags, Mode::from_raw_mode(0o600))?;
-        Ok(())
+        Ok(openat(&self.0, name, flags, mode)?.into())
     }
 
     /// Writes the entries to the disk (fsync).

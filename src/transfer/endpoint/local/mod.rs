@@ -152,7 +152,11 @@ fn storage_error(
 }
 
 /// Same as [`storage_error`], for the destination.
-fn refused(operation: &'static str, path: &AbsolutePath, e: impl Into<io::Error>) -> TransferError {
+pub(in crate::transfer) fn refused(
+    operation: &'static str,
+    path: &AbsolutePath,
+    e: impl Into<io::Error>,
+) -> TransferError {
     storage_error(Role::Destination, operation, path, e.into())
 }
 
@@ -535,7 +539,12 @@ fn lower_priority() {
     }
 }
 
-fn unreadable(role: Role, path: &AbsolutePath, e: io::Error) -> TransferError {
+/// Converts the failure of reading a file.
+pub(in crate::transfer) fn unreadable(
+    role: Role,
+    path: &AbsolutePath,
+    e: io::Error,
+) -> TransferError {
     if role == Role::Origin && is_absent(&e) {
         return TransferError::OriginMissing {
             path: path.to_string(),

@@ -10,7 +10,8 @@ use super::{AbsolutePath, Facts, Links, Partial, Remote, RootProblem, TemporaryN
 use crate::settings::Ssh;
 use crate::transfer::endpoint::Host;
 use crate::transfer::endpoint::ssh::{
-    CopySession, LOGIN_LIMIT, LoginFailure, MasterEnd, RequestFailure, ScriptReply, SshConnections,
+    CopySession, LOGIN_LIMIT, LoginFailure, MasterEnd, RequestFailure, ScriptReply, SessionKind,
+    SshConnections,
 };
 use crate::transfer::failures::{Role, TransferError, connection_failure};
 use crate::transfer::id::TransferId;
@@ -25,6 +26,9 @@ mod digest;
 mod network;
 mod parse;
 mod scripts;
+mod stream;
+
+pub(in crate::transfer) use stream::{StreamCommand, StreamEnd};
 
 /// Time limit of a request. It is longer than ssh needs to notice that a host has become unreachable.
 const REQUEST_LIMIT: Duration = Duration::from_secs(75);
@@ -279,7 +283,7 @@ impl Remote {
         &self,
         role: Role,
     ) -> Result<CopySession, TransferError> {
-        let session = self.connection.copy_session().await;
+        let session = self.connection.copy_session(SessionKind::Commands).await;
         session.map_err(|failure| self.login_error(role, failure))
     }
 

@@ -155,6 +155,29 @@ pub(super) const DIGEST: &str = concat!(
     r#"case $h in *"read 0"*) ;; *) block of=/dev/null >&2; exit 1;; esac; h=${h#read 0}; say digest "$p" ${h%read 0}"#
 );
 
+/// Prints a line that no output of a login shell equals.
+macro_rules! begin {
+    () => {
+        r#"printf "\n%s begin\n" "$0"; "#
+    };
+}
+
+/// $1 path. After the first line, prints the content of the file.
+pub(super) const READ: &str = concat!(
+    begin!(),
+    absent!(),
+    r#"test -e "$1" || absent "$1"; test -r "$1" || exit 77; exec cat "$1""#
+);
+
+/// $1 directory, $2 name, $3 number of bytes. Writes standard input to a new file, with the mode that bbcp gives it. Removes
+/// the file if the input has another number of bytes: the sender has ended then.
+pub(super) const WRITE: &str = concat!(
+    begin!(),
+    r#"cd "$1" || exit 1; set -C; exec 3>"./$2" || exit 1; "#,
+    r#"cat >&3 && exec 3>&- && n=$(ls -lnd "./$2" | { read -r m l u g s r; echo "$s"; }) || { rm -f "./$2"; exit 1; }; "#,
+    r#"test "$n" = "$3" || { rm -f "./$2"; echo "$n bytes of $3 have arrived" >&2; exit 1; }; chmod go-w "./$2""#
+);
+
 /// Answers at once.
 pub(super) const PING: &str = concat!(say!(), "say pong");
 

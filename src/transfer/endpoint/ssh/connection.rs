@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout};
 use super::master::{AskFailure, Master, MasterEnd};
 use super::options::{Sharing, options};
 use super::registry::ControlSockets;
-use super::{LoginFailure, ScriptReply};
+use super::{LoginFailure, ScriptReply, SessionKind};
 use crate::settings::Ssh;
 use crate::transfer::endpoint::Host;
 
@@ -106,7 +106,8 @@ impl HostConnection {
     ) -> Result<ScriptReply, RequestFailure> {
         let mut repetitions = 0;
         loop {
-            let master = self.connect(|open| Some(open.master.clone())).await;
+            let master = self.connect(|open| Some(open.first()?.master.clone()));
+            let master = master.await;
             let master = master.map_err(RequestFailure::Login)?;
             let lost = match timeout(limit, master.ask(script, arguments)).await {
                 Ok(Ok(reply)) => return Ok(reply),
@@ -124,14 +125,22 @@ impl HostConnection {
         }
     }
 
-    /// Reserves a session for a copy. If all sessions of the open connections are in use, a further connection is made.
+    /// Reserves a session for a copy. If no open connection has room for it, a further one is made.
     ///
     /// # Errors
     /// A connection was necessary and could not be made.
     pub(in crate::transfer::endpoint) async fn copy_session(
         &self,
+        kind: SessionKind,
     ) -> Result<CopySession, LoginFailure> {
-        let reserve = |open: &OpenConnection| Some((open.clone(), open.master.reserve_copy()?));
+        let reserve = |open: &[OpenConnection]| {
+            let open = match kind {
+                // The connection for requests is the first.
+                SessionKind::Commands => open.iter().find(|open| open.master.has_room(kind)),
+                SessionKind::Data => open.iter().max_by_key(|open| open.master.room()),
+            }?;
+            Some((open.clone(), open.master.reserve(kind)?))
+        };
         let (open, permit) = self.connect(reserve).await?;
         Ok(CopySession {
             connection: self.clone(),
@@ -140,21 +149,21 @@ impl HostConnection {
         })
     }
 
-    /// Returns what `choose` takes of an open connection. If it takes nothing, logs in first.
+    /// Returns what `choose` takes of the open connections. If it takes nothing, logs in first.
     ///
     /// Only one login runs at a time. Those who wait for it share its failure: an unreachable host is not tried by each
     /// of them.
     async fn connect<T>(
         &self,
-        choose: impl Fn(&OpenConnection) -> Option<T>,
+        choose: impl Fn(&[OpenConnection]) -> Option<T>,
     ) -> Result<T, LoginFailure> {
         let asked = Instant::now();
         loop {
-            if let Some(chosen) = self.open().iter().find_map(&choose) {
+            if let Some(chosen) = choose(&self.open()) {
                 return Ok(chosen);
             }
             let mut last = self.0.login.lock().await;
-            if let Some(chosen) = self.open().iter().find_map(&choose) {
+            if let Some(chosen) = choose(&self.open()) {
                 return Ok(chosen);
             }
             if let Some((failed, failure)) = &*last
@@ -196,10 +205,12 @@ impl HostConnection {
         open
     }
 
-    /// Closes further connections that no copy uses any more.
+    /// Closes further connections as soon as no copy uses any connection: between the copies of a worker, a single
+    /// connection is idle again and again.
     fn close_idle(&self) {
-        let mut is_first = true;
-        self.open()
-            .retain(|open| std::mem::take(&mut is_first) || open.master.has_copies());
+        let mut open = self.open();
+        if !open.iter().any(|open| open.master.has_copies()) {
+            open.truncate(1);
+        }
     }
 }

@@ -14,7 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::options::{Sharing, options};
 use super::shell::{Mark, PartialReply, SHELL, ShellLine, request};
-use super::{LOGIN_LIMIT, LoginFailure, ScriptReply};
+use super::{LOGIN_LIMIT, LoginFailure, ScriptReply, SessionKind};
 use crate::process::{Group, find_program, relayed_command};
 use crate::settings::Ssh;
 use crate::transfer::endpoint::Host;
@@ -23,6 +23,10 @@ use crate::transfer::lines::Lines;
 /// Number of copies that share a connection. sshd allows ten sessions per connection by default (`MaxSessions`), and the
 /// shell is one of them.
 const MAX_COPIES: usize = 9;
+
+/// Number of sessions whose place a session with data takes. All data of a connection share one TCP stream, which is slow
+/// over a long link.
+const SHARE_OF_DATA: u32 = 3;
 
 /// Time limit for an answer to an empty request.
 const CHECK_LIMIT: Duration = Duration::from_secs(5);
@@ -222,14 +226,25 @@ impl Master {
         }
     }
 
-    /// Reserves a session of the connection for a copy, if one is free.
-    pub(super) fn reserve_copy(&self) -> Option<OwnedSemaphorePermit> {
-        self.copies.clone().try_acquire_owned().ok()
+    /// Reserves a session of the connection for a copy, if there is room for it.
+    pub(super) fn reserve(&self, kind: SessionKind) -> Option<OwnedSemaphorePermit> {
+        let share = share(kind);
+        self.copies.clone().try_acquire_many_owned(share).ok()
+    }
+
+    /// Returns true if there is room for a session.
+    pub(super) fn has_room(&self, kind: SessionKind) -> bool {
+        u32::try_from(self.room()).is_ok_and(|room| room >= share(kind))
+    }
+
+    /// Number of free sessions.
+    pub(super) fn room(&self) -> usize {
+        self.copies.available_permits()
     }
 
     /// Returns true if a copy uses the connection.
     pub(super) fn has_copies(&self) -> bool {
-        self.copies.available_permits() < MAX_COPIES
+        self.room() < MAX_COPIES
     }
 }
 
@@ -240,6 +255,14 @@ pub(super) enum AskFailure {
     LineBreak,
     /// The connection was lost.
     Lost(Option<MasterEnd>),
+}
+
+/// Number of sessions whose place a session takes.
+fn share(kind: SessionKind) -> u32 {
+    match kind {
+        SessionKind::Commands => 1,
+        SessionKind::Data => SHARE_OF_DATA,
+    }
 }
 
 fn arguments(host: &Host, ssh: &Ssh, socket: &Path, mark: &Mark) -> Vec<String> {

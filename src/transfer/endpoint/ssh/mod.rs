@@ -34,6 +34,15 @@ pub(super) struct ScriptReply {
     pub(super) complaint: String,
 }
 
+/// Use of a copy's session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SessionKind {
+    /// bbcp starts its other end, and the data have connections of their own.
+    Commands,
+    /// The data are sent through the session.
+    Data,
+}
+
 /// Reason why there is no connection to a host. All who wait for a login get the same.
 #[derive(Debug, Clone)]
 pub(super) enum LoginFailure {

@@ -4,11 +4,14 @@
 //! Neither a running process nor a progress line counts as progress: only bytes do.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::settings::Slowness;
+use crate::transfer::failures::TransferError;
+use crate::transfer::plan::Plan;
 
 /// Number of samples per window of the minimum rate.
 const SAMPLES: u32 = 60;
@@ -16,23 +19,33 @@ const SAMPLES: u32 = 60;
 /// Size and allocated bytes of the growing file. bbcp's streams write out of order, so the size may jump to its final
 /// value at once, while the allocated bytes grow slowly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Footprint {
-    pub(super) size: u64,
-    pub(super) allocated: u64,
+pub(in crate::transfer) struct Footprint {
+    pub(in crate::transfer) size: u64,
+    pub(in crate::transfer) allocated: u64,
 }
 
 /// Limits after which a copy is stopped.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Limits {
+pub(in crate::transfer) struct Limits {
     /// Maximum time without a moved byte.
-    pub(super) stall_timeout: Duration,
+    pub(in crate::transfer) stall_timeout: Duration,
     /// Minimum rate and deadline.
-    pub(super) slowness: Slowness,
+    pub(in crate::transfer) slowness: Slowness,
+}
+
+impl Limits {
+    /// The limits of a plan.
+    pub(in crate::transfer) fn of(plan: &Plan) -> Self {
+        Self {
+            stall_timeout: plan.stall_timeout,
+            slowness: plan.slowness,
+        }
+    }
 }
 
 /// Reason to stop a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum StopReason {
+pub(in crate::transfer) enum StopReason {
     /// No byte moved for this time.
     Stalled(Duration),
     /// Number of bytes moved in the window; fewer than the minimum rate requires.
@@ -41,9 +54,53 @@ pub(super) enum StopReason {
     Late(Duration),
 }
 
+impl StopReason {
+    /// The error of a copy that was stopped for this reason.
+    pub(in crate::transfer) fn error(
+        self,
+        bytes_done: u64,
+        bytes_total: u64,
+        slowness: Slowness,
+    ) -> TransferError {
+        match self {
+            Self::Stalled(idle) => TransferError::Stalled {
+                idle: Duration::from_secs(idle.as_secs()),
+                bytes_done,
+                bytes_total,
+            },
+            Self::TooSlow(moved) => TransferError::TooSlow {
+                moved,
+                window: slowness.window,
+                least: slowness.min_rate,
+                bytes_done,
+                bytes_total,
+            },
+            Self::Late(limit) => TransferError::Deadline {
+                limit,
+                bytes_done,
+                bytes_total,
+            },
+        }
+    }
+}
+
+impl fmt::Display for StopReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stalled(idle) => {
+                write!(f, "stopped: no byte moved for {:.1} s", idle.as_secs_f64())
+            }
+            Self::TooSlow(moved) => {
+                write!(f, "stopped: {moved} bytes in the last window are too few")
+            }
+            Self::Late(_) => f.write_str("stopped at its deadline"),
+        }
+    }
+}
+
 /// Observations of one copy, and the time of its last movement.
 #[derive(Debug)]
-pub(super) struct Watchdog {
+pub(in crate::transfer) struct Watchdog {
     limits: Limits,
     total: u64,
     /// Bytes of a partial copy that existed at the start.
@@ -64,7 +121,7 @@ pub(super) struct Watchdog {
 
 impl Watchdog {
     /// Starts the watch over a copy of `total` bytes.
-    pub(super) fn new(total: u64, limits: Limits, now: Instant) -> Self {
+    pub(in crate::transfer) fn new(total: u64, limits: Limits, now: Instant) -> Self {
         Self {
             limits,
             total,
@@ -81,7 +138,7 @@ impl Watchdog {
     }
 
     /// Records that bbcp completes a copy that has `offset` bytes; bbcp's per cents refer to the rest.
-    pub(super) fn resumed_at(&mut self, offset: u64) {
+    pub(in crate::transfer) fn resumed_at(&mut self, offset: u64) {
         self.offset = offset.min(self.total);
     }
 
@@ -89,7 +146,12 @@ impl Watchdog {
     ///
     /// A rate above zero counts as movement too, since one per cent of 50 TB takes hours. The rate is the average since
     /// the last progress line.
-    pub(super) fn progress(&mut self, percent: Option<u32>, rate: Option<f64>, now: Instant) {
+    pub(in crate::transfer) fn progress(
+        &mut self,
+        percent: Option<u32>,
+        rate: Option<f64>,
+        now: Instant,
+    ) {
         let percent = percent.unwrap_or(0);
         if percent > self.percent || rate.is_some_and(|rate| rate > 0.0) {
             self.moved = now;
@@ -101,7 +163,7 @@ impl Watchdog {
     }
 
     /// Records an observation of the growing file.
-    pub(super) fn footprint(&mut self, footprint: Footprint, now: Instant) {
+    pub(in crate::transfer) fn footprint(&mut self, footprint: Footprint, now: Instant) {
         if self.footprint != Some(footprint) {
             self.moved = now;
         }
@@ -109,7 +171,7 @@ impl Watchdog {
     }
 
     /// Number of bytes done, as far as known.
-    pub(super) fn bytes_done(&self) -> u64 {
+    pub(in crate::transfer) fn bytes_done(&self) -> u64 {
         let rest = u128::from(self.total - self.offset);
         let by_percent = rest * u128::from(self.percent.min(100)) / 100;
         let seen = self.footprint.map_or(0, |f| f.size.min(f.allocated));
@@ -121,12 +183,12 @@ impl Watchdog {
     }
 
     /// Most recent rate that bbcp printed, in bytes per second.
-    pub(super) fn rate(&self) -> Option<f64> {
+    pub(in crate::transfer) fn rate(&self) -> Option<f64> {
         self.rate
     }
 
     /// Returns the reason to stop the copy, if any.
-    pub(super) fn stop_reason(&mut self, now: Instant) -> Option<StopReason> {
+    pub(in crate::transfer) fn stop_reason(&mut self, now: Instant) -> Option<StopReason> {
         let idle = now.duration_since(self.moved);
         if idle >= self.limits.stall_timeout {
             return Some(StopReason::Stalled(idle));

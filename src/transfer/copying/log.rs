@@ -1,4 +1,4 @@
-//! Log file of an attempt: bbcp's whole output, after a line with the command and before a line with the exit status.
+//! Log file of an attempt: the whole output of the copying program, after a line with the command and before a line with the exit status.
 //!
 //! The log may lose text, but it never delays or fails a copy: only opening the file can fail.
 
@@ -28,11 +28,11 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Sender of text for the log file.
 #[derive(Debug, Clone)]
-pub(super) struct CopyLog(mpsc::Sender<Vec<u8>>);
+pub(in crate::transfer) struct CopyLog(mpsc::Sender<Vec<u8>>);
 
 impl CopyLog {
     /// Opens the file for appending (makes it if necessary) and starts its writer.
-    pub(super) async fn open(path: &Path) -> Result<(Self, LogWriter), TransferError> {
+    pub(in crate::transfer) async fn open(path: &Path) -> Result<(Self, LogWriter), TransferError> {
         let file = open(path).await.map_err(|source| TransferError::LogFile {
             path: path.into(),
             source,
@@ -45,13 +45,13 @@ impl CopyLog {
 
     /// Sends a chunk to the writer. Returns false if the writer did not accept it in time; do not send further chunks
     /// then.
-    pub(super) async fn write(&self, chunk: &[u8]) -> bool {
+    pub(in crate::transfer) async fn write(&self, chunk: &[u8]) -> bool {
         let sent = timeout(WRITE_TIMEOUT, self.0.send(chunk.to_vec())).await;
         matches!(sent, Ok(Ok(())))
     }
 
     /// Writes a line of the worker itself, with a time stamp.
-    pub(super) async fn append(&self, text: &str) -> bool {
+    pub(in crate::transfer) async fn append(&self, text: &str) -> bool {
         let now = humantime::format_rfc3339_seconds(SystemTime::from(clock::now()));
         self.write(format!("# {now} {text}\n").as_bytes()).await
     }
@@ -59,14 +59,14 @@ impl CopyLog {
 
 /// The task that writes the log file; must be closed.
 #[derive(Debug)]
-pub(super) struct LogWriter {
+pub(in crate::transfer) struct LogWriter {
     log: CopyLog,
     task: JoinHandle<()>,
 }
 
 impl LogWriter {
     /// Writes the last line and waits a limited time until it is written.
-    pub(super) async fn close(self, last: &str) {
+    pub(in crate::transfer) async fn close(self, last: &str) {
         self.log.append(last).await;
         drop(self.log);
         // After the limit, the writer continues in the background.
