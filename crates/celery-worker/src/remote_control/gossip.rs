@@ -260,3 +260,21 @@ fn transient(
         }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    /// In a greeting and in its answer, by Celery 5.7 and by earlier versions.
+    #[rstest]
+    #[case(json!(["a", "b"]), &["a", "b"])]
+    #[case(json!({"a": [1795493630.7, "a"], "b": [1795493631.2, "b"]}), &["a", "b"])]
+    #[case(json!([1, "a", null]), &["a"])]
+    #[case(json!(null), &[])]
+    #[case(json!(7), &[])]
+    fn revoked_ids_of_other_nodes(#[case] revoked: Value, #[case] expected: &[&str]) {
+        assert_eq!(revoked_ids(&revoked), expected);
+    }
+}
