@@ -91,3 +91,18 @@ def test_known_blocks_are_not_read_again(link, sites, fault):
     assert len(starts) == 2 and min(starts) >= known, attempt["message"]
     assert calls(sites) - before == -(-(SIZE - starts[1]) // BLOCK)
     assert sites.show(transfer)["bytes_verified"] is None
+
+
+def test_a_pull_is_read_while_it_arrives(link, sites):
+    topology = (link.data("fyst") / "topology.toml").read_text()
+    reverse = topology.replace('origin = "ccat"', 'origin = "x"').replace('destination = "cologne"', 'destination = "ccat"').replace('"x"', '"cologne"')
+    (link.data("fyst") / "reverse.toml").write_text(reverse)
+    sites.cli("db", "seed", "/data/reverse.toml")
+    (sites.destination / "pull.tar").write_bytes(os.urandom(80 * MB))
+    between = ("--from", "cologne/buffer", "--to", "ccat/buffer")
+    transfer = int(sites.cli("transfers", "create", "--package", "packages/pull.tar", *between))
+    done = link.run_on("fyst", sites.command("transfers", "run", transfer), timeout=60)
+    assert sha256(sites.origin / "pull.tar") == sha256(sites.destination / "pull.tar")
+    assert "once more" not in done.stderr
+    [attempt] = sites.show(transfer)["attempts"]
+    assert attempt["message"] == "origin: counting-sha256sum, during the copy; destination: this program, during the copy"

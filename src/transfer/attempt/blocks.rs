@@ -58,7 +58,7 @@ impl BlockRecorder {
         }
     }
 
-    /// Waits until the blocks of a copy that has ended are recorded, but not long.
+    /// Waits until the blocks of a copy that has ended are recorded, for at most [`RECORDING_LIMIT`].
     pub(super) async fn finish(self) {
         drop(self.channel);
         // A block that is not recorded is read again.
@@ -118,6 +118,7 @@ impl AttemptRun<'_> {
         let here = self.service.owner().host.clone();
         let is_recorded =
             plan.keeps_partial() && plan.compares_blocks() && repository.has_digests();
+        self.verified.store(0, Ordering::Relaxed);
         let mut recording = Recording {
             origin_version: origin_version(plan, &prepared.source, &here),
             count: BlockCount::new(plan.size),

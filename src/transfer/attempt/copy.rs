@@ -209,8 +209,7 @@ impl AttemptRun<'_> {
 pub(super) struct CopyDigests {
     /// Digest of the origin, if it is needed. Bytes that bbcp has just read are still in the page cache.
     pub(super) origin: Option<RunningDigest>,
-    /// Digest of the destination, which grows meanwhile. If both ends are on this host, it is read from the disk after the
-    /// copy.
+    /// Digest of the destination, if it is read while it grows.
     pub(super) destination: Option<RunningDigest>,
 }
 
@@ -240,11 +239,11 @@ impl CopyDigests {
                 }
             }))
         };
-        // An empty file does not grow: nothing tells when it is there.
-        let is_read = plan.size > 0 && plan.remote_end().is_some();
         Self {
             origin: plan.needs_origin_digest().then(|| start(FileEnd::Origin)),
-            destination: is_read.then(|| start(FileEnd::Destination)),
+            destination: plan
+                .reads_growing_copy()
+                .then(|| start(FileEnd::Destination)),
         }
     }
 }

@@ -69,8 +69,8 @@ fn arguments(plan: &Plan, ssh_options: &[String]) -> Vec<String> {
     if !bbcp.window.is_empty() {
         line.option("-w", &bbcp.window);
     }
-    if plan.target.endpoint().remote().is_some() {
-        // Written in order, the growing file can be read for its digest: it has no holes.
+    if plan.reads_growing_copy() {
+        // Written in order, the growing file has no holes.
         line.flag("-o");
     }
     // bbcp exits only after both the file and its directory are on disk.
@@ -225,6 +225,7 @@ mod tests {
         let at = line.iter().position(|word| word == "-S").unwrap();
         assert_eq!(line[at + 1], "ssh -oPort=22 %H bbcp");
         assert!(!line.contains(&"-T".to_owned()));
+        assert!(line.contains(&"-o".to_owned()));
         assert_eq!(line[line.len() - 2], "far.example.org:/a/d/p.tar");
     }
 

@@ -144,6 +144,12 @@ impl Plan {
         block_bytes(self.size) < self.size && self.remote_end().is_some()
     }
 
+    /// Returns true if the copy is read for its digest while it grows. If both ends are on this host, it is read from the
+    /// disk afterwards.
+    pub(super) fn reads_growing_copy(&self) -> bool {
+        self.remote_end().is_some()
+    }
+
     /// Returns true if the origin must be read to verify the copy. If the package has a recorded checksum, an end that
     /// computes the digest of the whole file suffices.
     pub(super) fn needs_origin_digest(&self) -> bool {
