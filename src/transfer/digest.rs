@@ -341,7 +341,7 @@ pub fn of(
     reader: impl Read,
     read: impl FnMut(u64) -> bool,
 ) -> io::Result<FileDigest> {
-    FileHasher::new(algorithm, block_bytes).read(reader, read, |_| {})
+    FileHasher::new(algorithm, block_bytes).read(reader, read, |_| Ok(()))
 }
 
 /// Computation of the digest of a file, and of those of its blocks.
@@ -394,12 +394,12 @@ impl FileHasher {
     /// [`io::ErrorKind::Interrupted`]. `block` is called after each complete block, and for the rest at the end.
     ///
     /// # Errors
-    /// The errors of the reader.
+    /// The errors of the reader and of `block`.
     pub fn read(
         mut self,
         mut reader: impl Read,
         mut read: impl FnMut(u64) -> bool,
-        mut block: impl FnMut(ReadBlock),
+        mut block: impl FnMut(ReadBlock) -> io::Result<()>,
     ) -> io::Result<FileDigest> {
         let mut room = vec![0; BUFFER_BYTES + ALIGNMENT];
         let start = room.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
@@ -412,34 +412,40 @@ impl FileHasher {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(e) => return Err(e),
             };
-            self.update(&buffer[..n], &mut block);
+            self.update(&buffer[..n], &mut block)?;
             position += n as u64;
             if !read(position) {
                 return Err(io::ErrorKind::Interrupted.into());
             }
         }
         // An empty file is one empty block.
-        let blocks = self.blocks.map(|mut blocks| {
+        let mut done = Vec::new();
+        if let Some(mut blocks) = self.blocks {
             let is_between_blocks = blocks.missing == blocks.block_bytes;
             if blocks.done.is_empty() || !is_between_blocks {
-                block(blocks.end_block(None));
+                block(blocks.end_block(None))?;
             }
-            blocks.done
-        });
+            done = blocks.done;
+        }
         Ok(FileDigest {
             whole: Some(Digest {
                 algorithm: self.algorithm,
                 hex: self.whole.finish(),
             }),
-            blocks: blocks.unwrap_or_default(),
+            blocks: done,
             read_from: self.start,
             program: None,
         })
     }
 
-    fn update(&mut self, mut bytes: &[u8], block: &mut impl FnMut(ReadBlock)) {
+    fn update(
+        &mut self,
+        mut bytes: &[u8],
+        block: &mut impl FnMut(ReadBlock) -> io::Result<()>,
+    ) -> io::Result<()> {
         let Some(blocks) = &mut self.blocks else {
-            return self.whole.update(bytes);
+            self.whole.update(bytes);
+            return Ok(());
         };
         while !bytes.is_empty() {
             let n = usize::try_from(blocks.missing)
@@ -450,9 +456,10 @@ impl FileHasher {
             blocks.missing -= n as u64;
             bytes = later;
             if blocks.missing == 0 {
-                block(blocks.end_block(self.whole.state()));
+                block(blocks.end_block(self.whole.state()))?;
             }
         }
+        Ok(())
     }
 }
 
@@ -562,7 +569,10 @@ mod tests {
         let whole = FileHasher::new(algorithm, Some(BLOCK)).read(
             &content[..],
             |_| true,
-            |block| blocks.push(block),
+            |block| {
+                blocks.push(block);
+                Ok(())
+            },
         )?;
         assert_eq!((whole.read_from, blocks.len()), (0, 3));
         let known = KnownBlocks::first(algorithm, 2, blocks.clone());
@@ -571,7 +581,14 @@ mod tests {
         let rest = content.iter().copied().skip(start as usize);
         let rest: Vec<u8> = rest.collect();
         let mut last = None;
-        let again = hasher.read(&rest[..], |_| true, |block| last = Some(block))?;
+        let again = hasher.read(
+            &rest[..],
+            |_| true,
+            |block| {
+                last = Some(block);
+                Ok(())
+            },
+        )?;
         assert_eq!(again.read_from, start);
         assert_eq!((again.whole, again.blocks), (whole.whole, whole.blocks));
         assert_eq!(last.as_ref(), blocks.last());

@@ -6,6 +6,7 @@ use chrono::{DateTime, NaiveDate, Utc};
 use entity::Outcome;
 use serde::Serialize;
 
+use super::failures::FailureKind;
 use super::link::LinkName;
 use super::repository::EndedAttempt;
 
@@ -67,9 +68,10 @@ pub struct Summary {
     pub retried: u64,
     /// Number of transfers that have FAILED.
     pub failed: u64,
-    /// Number of attempts that were stopped, or whose worker died.
+    /// Number of attempts that do not count as failures: they were stopped, their worker died, or a cause outside of the
+    /// transfer made it wait, such as a disk that is not mounted.
     pub interrupted: u64,
-    /// Number of failed attempts by error code.
+    /// Number of attempts by error code, without those that were only stopped.
     pub failures: BTreeMap<String, u64>,
 }
 
@@ -130,8 +132,8 @@ impl Summary {
                 Outcome::Failed => summary.failed += 1,
                 Outcome::Interrupted => summary.interrupted += 1,
             }
-            let is_failure = matches!(attempt.outcome, Outcome::Retried | Outcome::Failed);
-            if let (true, Some(code)) = (is_failure, &attempt.error_code) {
+            let code = attempt.error_code.as_ref();
+            if let Some(code) = code.filter(|code| *code != FailureKind::Interrupted.code()) {
                 *summary.failures.entry(code.clone()).or_default() += 1;
             }
             if let (1, Some(created)) = (attempt.attempt.get(), attempt.created_at) {
@@ -199,6 +201,7 @@ mod tests {
             attempt(2, 1, 2, Outcome::Failed, Some("origin_missing")),
             attempt(3, 1, 3, Outcome::Interrupted, Some("interrupted")),
             attempt(9, 1, 4, Outcome::Completed, None),
+            attempt(9, 2, 4, Outcome::Interrupted, Some("storage_low")),
         ];
         let report = Report::of(midnight, midnight, &attempts);
         let counts = |summary: &Summary| {
@@ -212,9 +215,9 @@ mod tests {
             } = *summary;
             (packages, bytes, retried, failed, interrupted)
         };
-        assert_eq!(counts(&report.total), (2, 20, 1, 1, 1));
+        assert_eq!(counts(&report.total), (2, 20, 1, 1, 2));
         let failures: Vec<_> = report.total.failures.keys().collect();
-        assert_eq!(failures, ["origin_missing", "stalled"]);
+        assert_eq!(failures, ["origin_missing", "stalled", "storage_low"]);
         let names: Vec<_> = report.links.iter().map(|l| l.name.to_string()).collect();
         assert_eq!(names, ["? → ?", "ccat → cologne"]);
         let known = &report.links[1];

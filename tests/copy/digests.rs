@@ -232,6 +232,26 @@ async fn a_copy_is_read_while_it_grows(#[case] way: Way, #[case] computes_whole:
     drop(file);
 }
 
+/// The wait for more bytes ends with the copy, also if the file has vanished.
+#[rstest]
+#[tokio::test]
+async fn a_copy_that_vanishes_ends_the_wait(#[values(Way::Local, Way::Ssh)] way: Way) {
+    let Some(bench) = bench(Role::Destination, way) else {
+        return;
+    };
+    let plan = bench.plan();
+    let copied = watch::Sender::new(0);
+    let behind = copied.subscribe();
+    let options = ReadOptions {
+        is_growing: true,
+        behind: Some(&behind),
+        ..READ_OPTIONS
+    };
+    drop(copied);
+    let error = plan.target.digest_temporary(options).await.unwrap_err();
+    assert_eq!(error.code(), "storage", "{error}");
+}
+
 #[tokio::test]
 async fn missing_program_is_reported() {
     let Some(mut bench) = with_sshd() else { return };

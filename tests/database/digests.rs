@@ -11,7 +11,7 @@ use crate::ops_db::Fixture;
 use crate::transfer_rows::{failure, finished};
 
 on_both_databases!(
-    blocks_stay_until_the_transfer_is_completed,
+    blocks_stay_until_they_are_deleted,
     a_lost_lease_records_no_block,
     a_database_without_digests_works_as_before,
 );
@@ -25,7 +25,7 @@ fn block(index: u64, content: &[u8]) -> ReadBlock {
     }
 }
 
-async fn blocks_stay_until_the_transfer_is_completed(db: Fixture) {
+async fn blocks_stay_until_they_are_deleted(db: Fixture) {
     let repository = &db.repository;
     let (id, other) = (db.transfer().await, db.transfer().await);
     let (lease, _other) = (db.acquire(id).await.lease, db.acquire(other).await);
@@ -60,8 +60,13 @@ async fn blocks_stay_until_the_transfer_is_completed(db: Fixture) {
     assert_eq!(recorded().await, expected);
     assert_eq!(repository.recorded_blocks(other).await.unwrap(), []);
 
+    repository.forget_blocks(id, 1, 2).await.unwrap();
+    assert_eq!(recorded().await, [expected[0].clone(), expected[2].clone()]);
+    repository.forget_blocks_of_ended().await.unwrap();
+    assert_eq!(recorded().await.len(), 2);
     let lease = db.acquire(id).await.lease;
     repository.complete(&lease, &finished()).await.unwrap();
+    repository.forget_blocks_of_ended().await.unwrap();
     assert_eq!(recorded().await, []);
 }
 
@@ -89,6 +94,6 @@ async fn a_database_without_digests_works_as_before(db: Fixture) {
     let id = db.transfer().await;
     let lease = db.acquire(id).await.lease;
     assert_eq!(repository.recorded_blocks(id).await.unwrap(), []);
-    repository.forget_blocks(id).await.unwrap();
+    repository.forget_blocks(id, 0, 0).await.unwrap();
     repository.complete(&lease, &finished()).await.unwrap();
 }

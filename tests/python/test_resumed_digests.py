@@ -93,6 +93,12 @@ def test_known_blocks_are_not_read_again(link, sites, fault):
     assert sites.show(transfer)["bytes_verified"] is None
 
 
+def test_an_empty_package(link, sites):
+    transfer = sites.package("empty.tar", 0)
+    sites.cli("transfers", "run", transfer)
+    assert (sites.destination / "empty.tar").stat().st_size == 0
+
+
 def test_a_pull_is_read_while_it_arrives(link, sites):
     topology = (link.data("fyst") / "topology.toml").read_text()
     reverse = topology.replace('origin = "ccat"', 'origin = "x"').replace('destination = "cologne"', 'destination = "ccat"').replace('"x"', '"cologne"')

@@ -54,6 +54,9 @@ pub(super) async fn run(context: &Context, clean: Clean) -> Result<ExitCode, Cli
             by_transfer.entry(id).or_default().push(partial);
         }
     }
+    if !clean.dry_run {
+        repository.forget_blocks_of_ended().await?;
+    }
     let service = service(context, repository)?;
     let mut answers = Vec::new();
     for (id, kept) in by_transfer {

@@ -1,5 +1,6 @@
 //! `transfers report`.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -68,7 +69,8 @@ fn text(report: &Report) -> String {
         return text;
     }
     let mut table = output::table(&[
-        "LINK", "DAY", "PACKAGES", "SIZE", "MEDIAN", "P95", "WAIT", "RETRIED", "FAILED", "",
+        "LINK", "DAY", "PACKAGES", "SIZE", "MEDIAN", "P95", "WAIT", "RETRIED", "FAILED", "STOPPED",
+        "",
     ]);
     let days = report.links.iter().flat_map(|link| &link.days);
     let most = days.map(|day| day.summary.bytes).max().unwrap_or(0);
@@ -90,15 +92,16 @@ fn text(report: &Report) -> String {
         for (code, count) in &link.total.failures {
             let remedy = advice::remedy_of_code(code).unwrap_or_default();
             text.push_str(&format!(
-                "\n{}  {code} × {count}\n    {remedy}\n",
-                output::clean(&link.name.to_string())
+                "\n{}  {} × {count}\n    {remedy}\n",
+                output::clean(&link.name.to_string()),
+                output::clean(code)
             ));
         }
     }
     text
 }
 
-fn row(link: String, day: String, summary: &Summary, bar: String) -> [String; 10] {
+fn row(link: String, day: String, summary: &Summary, bar: String) -> [String; 11] {
     let rate = |rate: Option<u64>| {
         rate.map(|rate| output::rate(signed(rate)))
             .unwrap_or_default()
@@ -116,6 +119,7 @@ fn row(link: String, day: String, summary: &Summary, bar: String) -> [String; 10
         wait.unwrap_or_default(),
         summary.retried.to_string(),
         summary.failed.to_string(),
+        summary.interrupted.to_string(),
         bar,
     ]
 }
@@ -133,8 +137,8 @@ fn signed(value: u64) -> i64 {
 /// A line of the CSV form.
 #[derive(Serialize)]
 struct Line<'a> {
-    origin: &'a str,
-    destination: &'a str,
+    origin: Cow<'a, str>,
+    destination: Cow<'a, str>,
     day: String,
     packages: u64,
     bytes: u64,
@@ -154,8 +158,8 @@ fn csv(report: &Report) -> Result<String, CliError> {
             let summary = &day.summary;
             writer
                 .serialize(Line {
-                    origin: &link.name.origin,
-                    destination: &link.name.destination,
+                    origin: cell(&link.name.origin),
+                    destination: cell(&link.name.destination),
                     day: day.day.to_string(),
                     packages: summary.packages,
                     bytes: summary.bytes,
@@ -172,6 +176,14 @@ fn csv(report: &Report) -> Result<String, CliError> {
     }
     let bytes = writer.into_inner().map_err(no_csv)?;
     String::from_utf8(bytes).map_err(no_csv)
+}
+
+/// A text that no spreadsheet takes for a formula.
+fn cell(text: &str) -> Cow<'_, str> {
+    match text.starts_with(['=', '+', '-', '@', '\t', '\r']) {
+        true => Cow::Owned(format!("'{text}")),
+        false => Cow::Borrowed(text),
+    }
 }
 
 fn no_csv(error: impl std::fmt::Display) -> CliError {

@@ -139,7 +139,7 @@ fn describe(
             output::second(lease.expires_at)
         )?;
     }
-    if let Some(bytes) = detail.bytes_verified {
+    if let Some(bytes) = detail.bytes_verified.filter(|bytes| *bytes > 0) {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         writeln!(text, "verified   {}", output::size(bytes))?;
     }

@@ -96,19 +96,30 @@ impl AttemptRun<'_> {
             let count = bytes / block_bytes(plan.size);
             KnownBlocks::first(plan.digest, count, of_file.map(|row| row.block.clone()))
         };
-        KnownEnds {
+        let ends = KnownEnds {
             origin: known(
                 FileEnd::Origin,
                 origin_version(plan, &prepared.source, here),
                 plan.size,
             ),
             destination: known(FileEnd::Destination, copy_version(plan, copy, here), bytes),
-        }
+        };
+        // Later blocks are of bytes that are copied again.
+        let [of_origin, of_destination] =
+            [&ends.origin, &ends.destination].map(|end| end.digests.len() as u64);
+        let repository = self.service.repository();
+        let cut = repository.forget_blocks(id, of_origin, of_destination);
+        self.has_old_blocks
+            .store(cut.await.is_err(), Ordering::Relaxed);
+        ends
     }
 
     /// Deletes the record of blocks of a partial copy that no longer exists.
-    pub(super) async fn forget_blocks(&self) {
-        self.service.forget_blocks(self.request.id).await;
+    pub(super) async fn forget_blocks(&self, plan: &Plan) {
+        if plan.may_record_blocks() {
+            let is_gone = self.service.forget_blocks(self.request.id).await;
+            self.has_old_blocks.store(!is_gone, Ordering::Relaxed);
+        }
     }
 
     /// Starts to receive the blocks of both ends.
@@ -116,8 +127,9 @@ impl AttemptRun<'_> {
         let plan = &prepared.plan;
         let repository = self.service.repository();
         let here = self.service.owner().host.clone();
-        let is_recorded =
-            plan.keeps_partial() && plan.compares_blocks() && repository.has_digests();
+        let is_recorded = plan.may_record_blocks()
+            && repository.has_digests()
+            && !self.has_old_blocks.load(Ordering::Relaxed);
         self.verified.store(0, Ordering::Relaxed);
         let mut recording = Recording {
             origin_version: origin_version(plan, &prepared.source, &here),
@@ -198,7 +210,11 @@ impl Recording {
         };
         while let Some((end, block)) = self.unwritten.front() {
             if *end == FileEnd::Destination && self.copy_version.is_none() {
-                self.copy_version = record.copy_version().await;
+                match record.target().inspect_temporary().await {
+                    Ok(Some(facts)) => self.copy_version = record.copy_version(&facts),
+                    // The next block tries again.
+                    Ok(None) | Err(_) => return,
+                }
             }
             let version = match end {
                 FileEnd::Origin => &self.origin_version,
@@ -229,11 +245,12 @@ impl Recording {
 }
 
 impl Record {
-    /// Version of the copy, which exists as soon as one of its blocks was read.
-    async fn copy_version(&self) -> Option<String> {
-        let target: &Target = &self.plan.target;
-        let facts = target.inspect_temporary().await.ok()??;
-        copy_version(&self.plan, &facts, &self.here)
+    fn target(&self) -> &Target {
+        &self.plan.target
+    }
+
+    fn copy_version(&self, facts: &Facts) -> Option<String> {
+        copy_version(&self.plan, facts, &self.here)
     }
 }
 
@@ -265,10 +282,17 @@ fn copy_version(plan: &Plan, facts: &Facts, here: &str) -> Option<String> {
     ))
 }
 
-/// Sizes of the complete file and of its blocks.
+/// Number of the form in which blocks and states are recorded; to be changed with another major version of `sha2` or
+/// `md-5`, whose states may have another form.
+const RECORD_FORM: u32 = 1;
+
+/// Sizes of the complete file and of its blocks, and the form of the record.
 fn layout(plan: &Plan) -> String {
     let bytes = plan.size;
-    format!("{bytes} bytes in blocks of {}", block_bytes(bytes))
+    format!(
+        "{bytes} bytes in blocks of {}, form {RECORD_FORM}",
+        block_bytes(bytes)
+    )
 }
 
 fn host(endpoint: &Endpoint, here: &str) -> String {

@@ -36,16 +36,20 @@ impl AttemptRun<'_> {
         if !prepared.plan.keeps_partial() {
             return Ok((0, KnownEnds::default()));
         }
-        let beginning = self.adopt_partial(&prepared.plan, prepared.earlier);
-        let bytes = self.run_unless_stopped(beginning).await?;
-        let known = match prepared.earlier {
-            Some(earlier) if bytes > 0 => self.known_blocks(prepared, &earlier.facts, bytes).await,
-            _ => {
-                self.forget_blocks().await;
-                KnownEnds::default()
-            }
-        };
-        Ok((bytes, known))
+        self.run_unless_stopped(async {
+            let bytes = self.adopt_partial(&prepared.plan, prepared.earlier).await?;
+            let known = match prepared.earlier {
+                Some(earlier) if bytes > 0 => {
+                    self.known_blocks(prepared, &earlier.facts, bytes).await
+                }
+                _ => {
+                    self.forget_blocks(&prepared.plan).await;
+                    KnownEnds::default()
+                }
+            };
+            Ok((bytes, known))
+        })
+        .await
     }
 
     async fn adopt_partial(
@@ -55,7 +59,7 @@ impl AttemptRun<'_> {
     ) -> Result<u64, TransferError> {
         let earlier = earlier.map(|partial| partial.name);
         let bytes = fault_point!(PartialBegun, plan.target.begin_partial(earlier).await)?;
-        let Some(earlier) = earlier else {
+        let Some(earlier) = earlier.filter(|_| bytes > 0) else {
             return Ok(bytes);
         };
         tracing::info!(
@@ -84,9 +88,12 @@ impl AttemptRun<'_> {
             bytes,
             "partial copy of an earlier attempt discarded; copying from the start"
         );
-        self.run_unless_stopped(plan.target.remove_temporary())
-            .await?;
-        self.forget_blocks().await;
+        self.run_unless_stopped(async {
+            plan.target.remove_temporary().await?;
+            self.forget_blocks(plan).await;
+            Ok(())
+        })
+        .await?;
         self.run_unless_stopped(self.adopt_partial(plan, None))
             .await
             .map(drop)

@@ -6,7 +6,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use futures_util::FutureExt as _;
@@ -67,6 +67,8 @@ pub(super) struct AttemptRun<'a> {
     phases: watch::Sender<Phase>,
     /// Number of bytes on which both ends agree.
     verified: Arc<AtomicU64>,
+    /// True if an old record of blocks could not be deleted, so that new ones must not be mixed with it.
+    has_old_blocks: AtomicBool,
     started: Instant,
 }
 
@@ -86,6 +88,7 @@ impl<'a> AttemptRun<'a> {
             paused: Arc::default(),
             phases: watch::Sender::new(Phase::Preparing),
             verified: Arc::default(),
+            has_old_blocks: AtomicBool::new(false),
             started: Instant::now(),
         }
     }
@@ -180,12 +183,11 @@ impl<'a> AttemptRun<'a> {
             verified => verified?,
         };
         match step("transfer/publish", self.publish(prepared, &verified)).await {
-            Err(error @ TransferError::CopyChanged { .. }) => {
+            Err(TransferError::CopyChanged { .. }) => {
                 tracing::warn!(
                     data_transfer_id = self.request.id.get(),
                     attempt = self.lease.attempt().get(),
-                    error = error.chain(),
-                    "verifying the copy once more"
+                    "the copy changed after its verification; verifying it once more"
                 );
                 let verifying = self.verify(prepared, CopyDigests::none());
                 verified = self.run_unless_stopped(verifying).await?;
@@ -196,6 +198,9 @@ impl<'a> AttemptRun<'a> {
         let VerifiedCopy { digest, method, .. } = verified;
         let committing = self.commit(plan, &digest, Some(method), Some(log_path.to_owned()));
         let summary = step("transfer/commit", committing).await?;
+        if plan.may_record_blocks() {
+            self.service.forget_blocks(self.request.id).await;
+        }
         if let Some(metrics) = self.service.metrics() {
             metrics.copied(&plan.link.origin, &plan.link.destination, summary.bytes);
         }

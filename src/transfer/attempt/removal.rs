@@ -173,7 +173,9 @@ impl TransferService {
         let error = match removed {
             Ok(Ok(())) => {
                 fault_point!(Tidied);
-                self.forget_blocks(transfer_id).await;
+                if plan.may_record_blocks() {
+                    self.forget_blocks(transfer_id).await;
+                }
                 return self.forget_temporary(transfer_id, number).await;
             }
             Ok(Err(error)) => error.chain(),
@@ -187,15 +189,17 @@ impl TransferService {
         );
     }
 
-    /// Deletes the record of the blocks of a partial copy that was removed.
-    pub(super) async fn forget_blocks(&self, id: TransferId) {
-        if let Err(error) = self.repository().forget_blocks(id).await {
+    /// Deletes the record of the blocks of a partial copy that no longer exists. Returns false if that failed.
+    pub(super) async fn forget_blocks(&self, id: TransferId) -> bool {
+        let forgotten = self.repository().forget_blocks(id, 0, 0).await;
+        if let Err(error) = &forgotten {
             tracing::debug!(
                 data_transfer_id = id.get(),
-                error = %chain(&error),
-                "blocks of a removed copy are still recorded"
+                error = %chain(error),
+                "blocks of a copy that no longer exists are still recorded"
             );
         }
+        forgotten.is_ok()
     }
 
     /// Deletes the record of a temporary file that was removed.

@@ -62,10 +62,13 @@ impl AttemptRun<'_> {
         let origin_time = ReadTime::of(digests.origin.as_ref());
         let destination_time = ReadTime::of(digests.destination.as_ref());
         let origin = async {
-            let Some(running) = digests.origin else {
-                return Ok(None);
+            let digest = match digests.origin {
+                Some(running) => finished(running).await?,
+                None if plan.needs_origin_digest() => {
+                    plan.source.digest(plan.read_options()).await?
+                }
+                None => return Ok(None),
             };
-            let digest = finished(running).await?;
             fault_point!(OriginDigested, Ok::<(), TransferError>(()))?;
             Ok(Some(digest))
         };
@@ -90,9 +93,13 @@ impl AttemptRun<'_> {
             ),
             describe(&destination, destination_time)
         );
-        let mut compared = self.compare(plan, origin, destination).await?;
-        if destination_time == ReadTime::DuringCopy && matches!(compared, DigestMatch::Differs(_)) {
-            // The file may have been read before it had its final content, or before a power failure.
+        let mut compared = self.compare(plan, origin, destination).await;
+        let is_refuted = matches!(
+            compared,
+            Ok(DigestMatch::Differs(_)) | Err(TransferError::OriginCorrupt { .. })
+        );
+        if destination_time == ReadTime::DuringCopy && is_refuted {
+            // The copy may have been read before it had its final content; a recorded block or state may be wrong.
             tracing::warn!(
                 data_transfer_id = self.request.id.get(),
                 attempt = self.lease.attempt().get(),
@@ -108,9 +115,9 @@ impl AttemptRun<'_> {
                 describe(&origin, ReadTime::AfterCopy),
                 describe(&destination, ReadTime::AfterCopy)
             );
-            compared = self.compare(plan, Some(origin), destination).await?;
+            compared = self.compare(plan, Some(origin), destination).await;
         }
-        match compared {
+        match compared? {
             DigestMatch::Same(digest) => {
                 self.verified.store(plan.size, Ordering::Relaxed);
                 Ok(VerifiedCopy {

@@ -200,7 +200,7 @@ impl Target {
     }
 
     /// Renames the temporary to the final name unless that exists. The content is written to the disk before the
-    /// rename, and the directories after it, so that a power failure undoes nothing. The checkpoints are removed before
+    /// rename, and the directories after it, so that a power failure undoes nothing. The checkpoints are removed after
     /// the rename.
     ///
     /// A publication that was interrupted half-way (both names are the same file) is completed.

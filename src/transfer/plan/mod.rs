@@ -145,9 +145,9 @@ impl Plan {
     }
 
     /// Returns true if the copy is read for its digest while it grows. If both ends are on this host, it is read from the
-    /// disk afterwards.
+    /// disk afterwards. An empty copy does not grow, so nothing shows that it exists already.
     pub(super) fn reads_growing_copy(&self) -> bool {
-        self.remote_end().is_some()
+        self.size > 0 && self.remote_end().is_some()
     }
 
     /// Returns true if the origin must be read to verify the copy. If the package has a recorded checksum, an end that
@@ -168,6 +168,11 @@ impl Plan {
         self.resume_above.is_some_and(|least| self.size >= least)
             && !self.is_copied_by_ssh()
             && can_hold_checkpoints(&self.target.checkpoint_path())
+    }
+
+    /// Returns true if the blocks of both ends are recorded for the attempt that completes a partial copy.
+    pub(super) fn may_record_blocks(&self) -> bool {
+        self.keeps_partial() && self.compares_blocks()
     }
 
     /// Reserves a session of the connection to the remote end, if there is one, for the ssh of this copy.

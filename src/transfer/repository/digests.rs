@@ -1,9 +1,11 @@
 //! Digests of the blocks of large files: recorded while a copy runs, so that the attempt that completes it does not read
 //! these blocks again.
 
-use entity::{FileEnd, transfer_worker_digest};
-use sea_orm::sea_query::{Expr, IntoIden as _, OnConflict, Query};
-use sea_orm::{ColumnTrait, ConnectionTrait, DbErr, EntityTrait, QueryFilter, QueryOrder};
+use entity::{FileEnd, Status, data_transfer, transfer_worker_digest};
+use sea_orm::sea_query::{Expr, ExprTrait as _, IntoIden as _, OnConflict, Query};
+use sea_orm::{
+    ColumnTrait, Condition, ConnectionTrait, DbErr, EntityTrait, QueryFilter, QueryOrder,
+};
 
 use super::{Repository, column_value, lease_exists, replace_nul};
 use crate::transfer::database::DatabaseError;
@@ -119,27 +121,65 @@ impl Repository {
         Ok(Some(count.verified_bytes()))
     }
 
-    /// Deletes the recorded blocks of a transfer.
+    /// Deletes the recorded blocks of a transfer, except for the first ones of each end.
     ///
     /// # Errors
     /// The database cannot be reached, or it refuses the statement.
-    pub async fn forget_blocks(&self, id: TransferId) -> Result<(), DatabaseError> {
-        let forgetting = async { Ok(self.delete_blocks(self.database.connection(), id).await?) };
-        self.database.bounded(forgetting).await
-    }
-
-    /// The same, in a transaction.
-    pub(super) async fn delete_blocks(
+    pub async fn forget_blocks(
         &self,
-        db: &impl ConnectionTrait,
         id: TransferId,
-    ) -> Result<(), DbErr> {
+        kept_of_origin: u64,
+        kept_of_destination: u64,
+    ) -> Result<(), DatabaseError> {
         use transfer_worker_digest::{Column, Entity};
         if !self.schema.has_digests {
             return Ok(());
         }
-        let of_transfer = Entity::delete_many().filter(Column::DataTransferId.eq(id));
-        of_transfer.exec(db).await.map(drop)
+        let behind = |end: FileEnd, kept: u64| {
+            let of_end = Condition::all().add(Column::FileEnd.eq(end));
+            of_end.add(Column::Block.gte(column_value(kept)))
+        };
+        let obsolete = Condition::any()
+            .add(behind(FileEnd::Origin, kept_of_origin))
+            .add(behind(FileEnd::Destination, kept_of_destination));
+        let forgetting = async {
+            Entity::delete_many()
+                .filter(Column::DataTransferId.eq(id))
+                .filter(obsolete)
+                .exec(self.database.connection())
+                .await?;
+            Ok(())
+        };
+        self.database.bounded(forgetting).await
+    }
+
+    /// Deletes the recorded blocks of transfers that are COMPLETED or FAILED, or whose rows no longer exist. A worker that
+    /// died after the commit, or an older worker, has left them.
+    ///
+    /// # Errors
+    /// The database cannot be reached, or it refuses the statement.
+    pub async fn forget_blocks_of_ended(&self) -> Result<(), DatabaseError> {
+        use transfer_worker_digest::{Column, Entity};
+        if !self.schema.has_digests {
+            return Ok(());
+        }
+        let open = Query::select()
+            .expr(Expr::col(data_transfer::Column::Id).cast_as("bigint"))
+            .from(data_transfer::Entity)
+            .and_where(
+                self.status_is(&[Status::Completed, Status::Failed])
+                    .not()
+                    .or(Expr::col(data_transfer::Column::Status).is_null()),
+            )
+            .to_owned();
+        let forgetting = async {
+            Entity::delete_many()
+                .filter(Expr::col(Column::DataTransferId).not_in_subquery(open))
+                .exec(self.database.connection())
+                .await?;
+            Ok(())
+        };
+        self.database.bounded(forgetting).await
     }
 }
 

@@ -136,7 +136,8 @@ impl Repository {
                 Ok::<_, DbErr>(end.map(|end| end.site.clone()))
             };
             let created_at: Option<Timestamp> = match self.schema.has_transfer_created_at {
-                true => row.try_get_by_index(3)?,
+                // A time that cannot be read is not worth more than the rest of the report.
+                true => row.try_get_by_index(3).ok().flatten(),
                 false => None,
             };
             let sites = site(1)?.zip(site(2)?);

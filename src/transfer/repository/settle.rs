@@ -247,9 +247,6 @@ impl Repository {
         let code = settlement.ending.error_code.as_deref().unwrap_or_default();
         delay::replace(tx, id, now, settlement.delay, failures, code).await?;
         end_attempt(tx, id, lease.attempt, now, &settlement.ending).await?;
-        if settlement.status == Status::Completed {
-            self.delete_blocks(tx, id).await?;
-        }
         if let Some(log_path) = settlement.log_path {
             self.insert_log(tx, id, settlement.status, log_path, now)
                 .await?;

@@ -301,6 +301,11 @@ impl Shared {
         }
         file.seek(SeekFrom::Start(hasher.start()))?;
         let missing = options.size.saturating_sub(hasher.start());
+        // The digest of bytes that a later error of the disk loses must not be recorded.
+        let written = match role {
+            Role::Destination => options.blocks.map(|_| file.try_clone()).transpose()?,
+            Role::Origin => None,
+        };
         let reader = GrowingFile {
             file,
             growth,
@@ -319,9 +324,13 @@ impl Shared {
             is_wanted
         };
         hasher.read(reader, go_on, |block| {
+            if let Some(file) = &written {
+                file.sync_data()?;
+            }
             if let Some(blocks) = options.blocks {
                 blocks.read.send(block);
             }
+            Ok(())
         })
     }
 }

@@ -26,7 +26,6 @@ pub(in crate::transfer::endpoint) async fn publish(
     blocking("rename", move || {
         let parent = to.parent();
         let directory = open(&parent)?;
-        remove_checkpoints(&directory, &own.name).map_err(|e| refused("unlink", &parent, e))?;
         let from = own.name.to_string();
         let name = to.file_name().unwrap_or_default();
         let exists = || TransferError::DestinationExists {
@@ -67,6 +66,8 @@ pub(in crate::transfer::endpoint) async fn publish(
             }
             Err(e) => return Err(refused("rename", &to, e)),
         }
+        // Without them the copy could not be completed after an error, so they are removed last.
+        remove_checkpoints(&directory, &own.name).map_err(|e| refused("unlink", &parent, e))?;
         // From now on a power failure does not undo the rename.
         sync_directories(&directories)
     })

@@ -51,7 +51,7 @@ impl Remote {
             Ok::<_, TransferError>((index, read))
         });
         let mut blocks = blocks.buffered(CONCURRENT_REQUESTS);
-        let mut program = None;
+        let mut program = (first == count).then(|| "recorded digests".to_owned());
         while let Some((index, read)) = blocks.try_next().await? {
             let (digest, by) = read;
             if let Some(blocks) = options.blocks {
@@ -77,25 +77,31 @@ impl Remote {
         range: std::ops::Range<u64>,
     ) -> Result<(Digest, String), TransferError> {
         let command = digest_command(&self.ssh, options.algorithm);
-        let (needed, wait) = match options.is_growing {
-            true => (range.end, GROWTH_WAIT),
-            false => (0, Duration::ZERO),
-        };
         let bytes = range.end - range.start;
-        let numbers = [
-            needed,
-            wait.as_secs(),
-            range.start / MEBIBYTE,
-            bytes.div_ceil(MEBIBYTE).max(1),
-        ];
-        let numbers = numbers.map(|number| number.to_string());
-        let arguments: Vec<&str> = [path.as_str(), word(links)]
-            .into_iter()
-            .chain(numbers.iter().map(String::as_str))
-            .chain(command.iter().map(String::as_str))
-            .collect();
+        let is_recorded = role == Role::Destination && options.blocks.is_some();
         let reading = Duration::from_secs(bytes / SLOWEST_DIGEST_BYTES_PER_S);
         loop {
+            let copy_goes_on = options
+                .behind
+                .is_none_or(|copied| copied.has_changed().is_ok());
+            // After the copy the file is read as it is, so that the wait ends in any case.
+            let (needed, wait) = match options.is_growing && copy_goes_on {
+                true => (range.end, GROWTH_WAIT),
+                false => (0, Duration::ZERO),
+            };
+            let numbers = [
+                needed,
+                wait.as_secs(),
+                range.start / MEBIBYTE,
+                bytes.div_ceil(MEBIBYTE).max(1),
+            ];
+            let numbers = numbers.map(|number| number.to_string());
+            let arguments: Vec<&str> = [path.as_str(), word(links)]
+                .into_iter()
+                .chain(numbers.iter().map(String::as_str))
+                .chain([if is_recorded { "disk" } else { "memory" }])
+                .chain(command.iter().map(String::as_str))
+                .collect();
             let call = ScriptCall {
                 limit: options.stall_timeout + wait + reading,
                 ..ScriptCall::new(role, "digest", path, DIGEST, &arguments)

@@ -72,16 +72,16 @@ pub(super) const MKDIR: &str = concat!(
 pub(super) const DF: &str = concat!(say!(), r#"say "$(df -P -k "$1" | tail -n 1)""#);
 
 /// $1 directory, $2 name of the copy, $3 final name, $4 name of the copy's checkpoints, $5 `SIZE MODIFIED` of the copy if
-/// known; then the directories that are written to the disk.
+/// known; then the directories that are written to the disk. The checkpoints are removed last: without them the copy could not be completed after an error.
 pub(super) const RENAME: &str = concat!(
     say!(),
     clear!(),
     flush!(),
-    r#"cd "$1" || exit 1; clear "./$4" || exit 1; "#,
+    r#"cd "$1" || exit 1; "#,
     r#"copy() { test -f "./$2" && ! test -L "./$2"; }; "#,
     r#"if test -e "./$3" || test -L "./$3"; then copy "$@" && ! test -L "./$3" && test "./$2" -ef "./$3" 2>/dev/null || exit 73; "#,
     r#"else copy "$@" || { echo "$2 is not a regular file" >&2; exit 1; }; if test -n "$5"; then test "$(stat -c "%s %Y" "./$2" 2>/dev/null || echo "$5")" = "$5" || exit 74; fi; flush "./$2" || exit 1; e=$(ln "./$2" "./$3" 2>&1) || { test -e "./$3" && exit 73; echo "$e" >&2; case $e in *"not permitted"|*"not supported"|*"not implemented") exit 72;; *": Permission denied"|*": Read-only file system") exit 77;; esac; exit 1; }; fi; "#,
-    r#"rm -f "./$2" || exit 1; shift 5; flush "$@" || exit 1; say renamed"#
+    r#"rm -f "./$2" || exit 1; clear "./$4" || exit 1; shift 5; flush "$@" || exit 1; say renamed"#
 );
 
 /// $1 a file; then the directories that are written to the disk with it.
@@ -133,7 +133,8 @@ pub(super) const LIST: &str = concat!(
 );
 
 /// $1 path, $2 `keep` if a symbolic link must not be followed, $3 number of bytes that the file must have, $4 number of
-/// seconds to wait for them, $5 first mebibyte to read, $6 number of mebibytes to read; then the program and its
+/// seconds to wait for them, $5 first mebibyte to read, $6 number of mebibytes to read, $7 `disk` if the file is written to
+/// the disk before, so that its digest is not that of bytes that a later error loses; then the program and its
 /// arguments, or `auto` for the faster program for SHA-256 that works. Answers `short SIZE` if the file has too few bytes,
 /// or `digest`, the name of the program and its output.
 ///
@@ -142,7 +143,7 @@ pub(super) const LIST: &str = concat!(
 pub(super) const DIGEST: &str = concat!(
     say!(),
     absent!(),
-    r#"f=$1 l=$2 e=$3 t=$4 k=$5 n=$6; shift 6; "#,
+    r#"f=$1 l=$2 e=$3 t=$4 k=$5 n=$6 d=$7; shift 7; "#,
     r#"if test "$1" = auto; then if openssl dgst -sha256 -r </dev/null >/dev/null 2>&1; then set -- openssl dgst -sha256 -r; else set -- sha256sum; fi; fi; "#,
     r#"command -v "$1" >/dev/null 2>&1 || exit 69; "#,
     r#"check() { if test "$l" = keep && test -L "$f"; then echo "$f is a symbolic link" >&2; exit 1; fi; }; check; "#,
@@ -150,7 +151,7 @@ pub(super) const DIGEST: &str = concat!(
     r#"if test "$e" -gt 0; then w=0 b=$(date +%s); while s=$(size); test "$s" -lt "$e"; do test "$(($(date +%s) - b))" -ge "$t" && { say short "$s"; exit 0; }; "#,
     r#"w=$((w + 1)); if test "$w" -le 25; then sleep 0.2 2>/dev/null || sleep 1; else sleep 1; fi; done; check; fi; "#,
     r#"test -e "$f" || absent "$f"; if ! test -r "$f"; then test "$l" = keep && chmod u+r "$f" 2>/dev/null; test -r "$f" || exit 77; fi; "#,
-    r#"p=${1##*/}; case $p in *" "*) p=program;; esac; if test "$t" -gt 0; then set -- nice -n 10 "$@"; fi; block() { dd if="$f" bs=1048576 skip="$k" count="$n" "$@"; }; "#,
+    r#"if test "$d" = disk; then x=$(sync -d "$f" 2>&1) || case $x in *"nput/output error"*|*"o space left on device"*|*"uota exceeded"*) echo "$x" >&2; exit 1;; esac; fi; p=${1##*/}; case $p in *" "*) p=program;; esac; if test "$t" -gt 0; then set -- nice -n 10 "$@"; fi; block() { dd if="$f" bs=1048576 skip="$k" count="$n" "$@"; }; "#,
     r#"h=$({ { block 2>/dev/null; echo "read $?" >&3; } | "$@"; } 3>&1) || { echo "$h" >&2; exit 1; }; "#,
     r#"case $h in *"read 0"*) ;; *) block of=/dev/null >&2; exit 1;; esac; h=${h#read 0}; say digest "$p" ${h%read 0}"#
 );
