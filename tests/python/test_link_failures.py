@@ -147,6 +147,31 @@ def test_other_disk_becomes_full(link, sites):
         sites.destination = beneath
 
 
+def test_other_clock_is_wrong(link, sites):
+    """The hosts share the clock of the kernel. So the program `date`, which our scripts use, and the time stamps of files
+    stand in for a clock that is an hour ahead, then an hour behind, in the middle of a transfer."""
+    # bash reads the clock itself.
+    (link.data("koln") / "date").write_text('#!/bin/bash\nprintf "%(%s)T\\n" "$(($(printf "%(%s)T" -1) + $(cat /data/hour)))"\n')
+    (link.data("koln") / "date").chmod(0o755)
+    hour = lambda seconds: (link.data("koln") / "hour").write_text(f"{seconds}\n")
+    hour(3600)
+    link.run_on("koln", ["sh", "-c", "mount --bind /data/date $(command -v date)"])
+    try:
+        checks = json.loads(sites.cli("doctor", "--json", check=False))["checks"]
+        [clock] = [check for check in checks if (check["check"], check["subject"]) == ("clock", "koln")]
+        assert clock["verdict"] == "red" and "ahead" in clock["found"], clock
+        copy = Copy(link, sites, "clock.tar")
+        hour(-3600)
+        [master] = [pid for pid, line in link.processes("fyst").items() if re.match("[^ ]*ssh .*ControlMaster=yes", line)]
+        link.run_on("fyst", ["kill", "-KILL", master])
+        copy.fails("network")
+        [partial] = sites.destination.glob(".ccat-transfer-*.part")
+        link.run_on("koln", ["touch", "-d", "+1 hour", f"/data/packages/{partial.name}"])
+        copy.is_completed_by_the_next_attempt()
+    finally:
+        link.run_on("koln", ["sh", "-c", "umount $(command -v date)"])
+
+
 def test_each_process_logs_in_once(link, sites):
     sites.settings(bbcp={"max_rate": ""})
     before = link.sshd_logins()
