@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 import celery
 
 from .copies import MB, TASK, bbcp, in_memory
-from .sides import REPO, Comparison, Failed, Figures, Row, program
+from .sides import REPO, Comparison, Failed, Figures, Row, cpu_s, program, resident_mb
 
 sys.path.insert(0, str(REPO / "tests/python"))
 import long_link  # noqa: E402
@@ -83,6 +83,21 @@ class Hosts(long_link.Sites):
         for name in names[1:]:
             os.link(self.origin / names[0], self.origin / name)
         return names
+
+    def hollow_files(self, count, size):
+        """Creates links to one file without content; returns their names."""
+        names = self.files(count, 0)
+        os.truncate(self.origin / names[0], size)
+        return names
+
+    def worker_pid(self):
+        """Process id of the worker on this machine."""
+        for process in pathlib.Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                words = (process / "cmdline").read_bytes().split(b"\0")
+                if words[0].decode() == self.program and b"worker" in words:
+                    return int(process.name)
+        raise Failed("the worker has ended")
 
     # --- bbcp alone
 
@@ -246,6 +261,39 @@ def many_transfers(count, size, concurrency, rate_mbit=1000):
     return measure
 
 
+def at_once(copies, seconds):
+    """Memory and processor time of the worker itself while `copies` copies run, each at 1 MB/s."""
+
+    def measure():
+        with hosts() as here:
+            # A fast digest, because only the work during the copies is measured. The other host need not know it: no copy ends.
+            here.settings(
+                bbcp={"max_rate": "1000k"},
+                transfer={"digest": "xxh3"},
+                ssh={"xxh3_command": ["sh", "-c", "cat >/dev/null; echo 0"]},
+            )
+            ids = here.transfers(here.hollow_files(copies, 512 * MB))
+            with here.worker(copies) as app:
+                here.send(app, ids)
+                arriving = lambda: sum(path.stat().st_size > 0 for path in here.destination.glob(".ccat-transfer-*"))
+                deadline = time.monotonic() + 120
+                while arriving() < copies:
+                    if time.monotonic() > deadline:
+                        raise Failed(f"{arriving()} of {copies} copies run")
+                    time.sleep(0.2)
+                time.sleep(3)
+                pid = here.worker_pid()
+                used, began = cpu_s(pid), time.monotonic()
+                time.sleep(seconds)
+                cpu = (cpu_s(pid) - used) / (time.monotonic() - began) * 100
+                running = sum(status == "IN_PROGRESS" for status, _ in here.statuses().values())
+                if running < copies:
+                    raise Failed(f"only {running} of {copies} copies ran all the time")
+                return Figures(cpu_percent=cpu, resident_mb=resident_mb(pid))
+
+    return measure
+
+
 def comparisons(quick):
     if shutil.which("redis-cli") is None:
         return []
@@ -295,6 +343,18 @@ def comparisons(quick):
             },
             [Row(f"{large}: share of the rate from first to last byte", "", "share", ours, target=0.85, stretch=0.93)],
             warm_ups=0,
+            extra=True,
+        ),
+        Comparison(
+            "link-copies",
+            f"the worker while 32 copies run over 240 ms{double}",
+            {ours: at_once(32, 10)},
+            [
+                Row("resident with 32 copies over 240 ms", "MB", "resident_mb", ours, target=38, at_most=True),
+                Row("CPU of one core with 32 copies over 240 ms", "%", "cpu_percent", ours, target=1.2, at_most=True),
+            ],
+            warm_ups=0,
+            pairs=3,
             extra=True,
         ),
     ]
