@@ -107,7 +107,8 @@ check "unit, property, integration and documentation tests" \
 # The release for the memory check, with the processor time that the next tests leave.
 spawn release nice -n 19 cargo build --locked --release --bin ccat-transfer
 check "Python interoperability" \
-  timeout --kill-after 10 1500 env -u CELERY_VERSIONS "$TEST_PYTHON" -m pytest -p no:cacheprovider -q -n 2 --dist loadfile tests/python || true
+  timeout --kill-after 10 1500 env -u CELERY_VERSIONS "$TEST_PYTHON" -m pytest -p no:cacheprovider -q -n 3 --dist loadfile \
+    --durations 15 tests/python || true
 check "a part of Celery's own tests" timeout --kill-after 10 900 scripts/celery-suite.sh --short || true
 if [[ -n $CELERY_VERSIONS ]]; then
   check "fleets with Celery $CELERY_VERSIONS" timeout --kill-after 10 1500 scripts/celery-versions.sh $CELERY_VERSIONS || true

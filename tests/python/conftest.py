@@ -18,6 +18,15 @@ from long_link import LongLink, Sites, Unavailable
 from support import Deployment, service
 
 
+#: Modules that take minutes.
+LONG = {"test_cluster", "test_faults", "test_link_failures", "test_redis_soak", "test_soak"}
+
+
+def pytest_collection_modifyitems(items):
+    """Runs the long modules first, so that none of them is left to one process at the end."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
+
 def pytest_generate_tests(metafunc):
     """Runs the tests of a module on each of its BROKERS, except for those that are about RabbitMQ."""
     kinds = getattr(metafunc.module, "BROKERS", None)
