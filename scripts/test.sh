@@ -96,7 +96,7 @@ export BBCP_DOUBLE=$TARGET/debug/bbcp CCAT_TRANSFER_BIN=$TARGET/debug/ccat-trans
 printf '\n== servers\n'
 export TEST_SERVICES=required # a test that finds no server fails
 began=$SECONDS
-start_services rabbitmq second_rabbitmq redis postgres sshd
+start_services rabbitmq second_rabbitmq third_rabbitmq redis postgres sshd
 broker=${TEST_AMQP_URL##*@}
 note "RabbitMQ ${broker%//}, Redis ${TEST_REDIS_URL#redis://}, PostgreSQL ${TEST_POSTGRES_URL##*@}, sshd 127.0.0.1:$TEST_SSHD_PORT"
 printf -- '-- servers: ready (%s s)\n' $((SECONDS - began))

@@ -7,7 +7,7 @@
 #   install_missing [CMD=PKG…]     installs by apt what the scripts need, and PKG for CMD; does not start installed services
 #   install_for CMD=PKG…           installs PKG for each missing CMD, and nothing else
 #   run_begin                      private directory $RUN_DIR, and the trap that ends everything
-#   start_services NAME…           several at once: rabbitmq second_rabbitmq redis postgres sshd
+#   start_services NAME…           several at once: rabbitmq second_rabbitmq third_rabbitmq redis postgres sshd
 #   start_rabbitmq start_redis start_postgres start_sshd
 #   make_python                    .venv with tests/python/requirements.txt        → TEST_PYTHON
 #   make_celery VERSION…           .venv-celery-VERSION with tests/python/celery_versions/VERSION.txt
@@ -21,7 +21,8 @@
 #
 #   TEST_AMQP_URL  TEST_RABBITMQ_CTL (a program: stop | start | restart)  RABBITMQCTL (rabbitmqctl for this node)
 #   TEST_AMQPS_PORT (TLS, for `localhost` only)  TEST_TLS (directory: ca.pem client.pem client.key, for user tls-client)
-#   SECOND_TEST_AMQP_URL …         the same for a second broker, and SECOND_TEST_REDIS_URL (another database of the same Redis)
+#   SECOND_TEST_AMQP_URL …         the same for a second broker, and SECOND_TEST_REDIS_URL (another database of the same Redis);
+#                                  THIRD_… for a third one
 #   TEST_REDIS_URL  TEST_POSTGRES_URL (a superuser, so that tests make their own databases)
 #   TEST_SSHD_PORT  TEST_SSH_IDENTITY  TEST_SSH_KNOWN_HOSTS  TEST_SSH_USER
 
@@ -458,17 +459,21 @@ epmd_program() {
 
 await_rabbitmq() { "$TEST_RABBITMQ_CTL" ready || die "RabbitMQ did not start" "Its last output is above."; }
 
-# Another broker, for tests that run beside others.
-launch_second_rabbitmq() {
-  local name
+# Further brokers, for tests that run beside others.
+launch_second_rabbitmq() { launch_further_rabbitmq second; }
+launch_third_rabbitmq() { launch_further_rabbitmq third; }
+
+launch_further_rabbitmq() {
+  local which=$1 name
   local TEST_AMQP_URL TEST_RABBITMQ_CTL RABBITMQCTL TEST_AMQPS_PORT TEST_TLS # what `launch_rabbitmq` sets are these
-  launch_rabbitmq second_rabbitmq
+  launch_rabbitmq "${which}_rabbitmq"
   for name in TEST_AMQP_URL TEST_RABBITMQ_CTL RABBITMQCTL TEST_AMQPS_PORT TEST_TLS; do
-    export "SECOND_$name=${!name}"
+    export "${which^^}_$name=${!name}"
   done
 }
 
 await_second_rabbitmq() { TEST_RABBITMQ_CTL=$SECOND_TEST_RABBITMQ_CTL await_rabbitmq; }
+await_third_rabbitmq() { TEST_RABBITMQ_CTL=$THIRD_TEST_RABBITMQ_CTL await_rabbitmq; }
 
 launch_redis() {
   local dir=$RUN_DIR/redis
@@ -476,6 +481,7 @@ launch_redis() {
   free_port
   REDIS_PORT=$PORT
   export TEST_REDIS_URL="redis://127.0.0.1:$PORT/0" SECOND_TEST_REDIS_URL="redis://127.0.0.1:$PORT/1"
+  export THIRD_TEST_REDIS_URL="redis://127.0.0.1:$PORT/2"
   spawn redis redis-server --port "$PORT" --bind 127.0.0.1 --save '' --appendonly no --dir "$dir" --daemonize no
   REDIS_PID=$SPAWNED_PID
 }

@@ -1,7 +1,7 @@
 """Fixtures. The services are started by scripts/lib/services.sh; support.py has the classes of the fixtures' values.
 
-With `-n 2 --dist loadfile` (pytest-xdist) two processes run the files side by side. Some tests need a broker for
-themselves: they stop it, or ask it for all its workers. So the second process has its own broker, and its own database
+With `-n 3 --dist loadfile` (pytest-xdist) three processes run the files side by side. Some tests need a broker for
+themselves: they stop it, or ask it for all its workers. So each further process has its own broker, and its own database
 in the same Redis.
 """
 
@@ -17,6 +17,8 @@ from brokers import DURABLE, Broker, RedisBroker, RedisServer
 from long_link import LongLink, Sites, Unavailable
 from support import Deployment, service
 
+#: The first word of the variables of each process's broker; none for the first process.
+BROKER_PREFIXES = {"gw0": None, "gw1": "SECOND", "gw2": "THIRD"}
 
 #: Modules that take minutes.
 LONG = {"test_cluster", "test_faults", "test_link_failures", "test_redis_soak", "test_soak"}
@@ -156,17 +158,18 @@ def pytest_runtest_logreport(report):
         print("", *texts, sep="\n")
 
 
-def take_second_broker():
+def take_broker(prefix):
     for name in ("TEST_AMQP_URL", "TEST_AMQPS_PORT", "TEST_TLS", "TEST_RABBITMQ_CTL", "RABBITMQCTL", "TEST_REDIS_URL"):
-        os.environ[name] = service(f"SECOND_{name}")
+        os.environ[name] = service(f"{prefix}_{name}")
 
 
 def pytest_configure(config):
     worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
-    if worker == "gw1":
-        take_second_broker()
-    elif worker != "gw0":
-        raise pytest.UsageError("there are two brokers: no more than -n 2")
+    if worker not in BROKER_PREFIXES:
+        limit = len(BROKER_PREFIXES)
+        raise pytest.UsageError(f"there are {limit} brokers: no more than -n {limit}")
+    if prefix := BROKER_PREFIXES[worker]:
+        take_broker(prefix)
     config.addinivalue_line("markers", "rabbitmq(why): the test is about RabbitMQ, because of this property")
     config.addinivalue_line("markers", "stops_the_broker: the test needs a Redis of its own, not the shared one")
     config.addinivalue_line("markers", "timeout: limit of one test (pytest-timeout)")
