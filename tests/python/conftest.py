@@ -11,6 +11,7 @@ import pathlib
 import shutil
 import signal
 
+import kombu.pools
 import pytest
 
 from brokers import DURABLE, Broker, RedisBroker, RedisServer
@@ -79,6 +80,12 @@ def shared_deployment(tmp_path_factory, bbcp, broker):
     deployment = Deployment(tmp_path_factory.mktemp("shared"), bbcp, broker)
     yield deployment
     deployment.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def new_connections():
+    """No module uses a pooled connection that another one has broken."""
+    kombu.pools.reset()
 
 
 @pytest.fixture(scope="session")

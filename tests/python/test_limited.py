@@ -78,7 +78,9 @@ class Limited:
 
         self.survives(what, request)
         sent = time.monotonic()
-        assert self.app.control.ping([f"limited@{self.queue}"], timeout=60), what
+        # Not one of the pool, which the broker may have closed meanwhile.
+        with self.app.connection_for_write() as connection:
+            assert self.app.control.ping([f"limited@{self.queue}"], timeout=60, connection=connection), what
         self.waits[f"ping after {what}"] = time.monotonic() - sent
 
     def logs(self, task_id, *messages):
