@@ -14,7 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::AttemptRun;
 use super::prepare::Prepared;
 use crate::transfer::digest::{BlockCount, Digest, KnownBlocks, ReadBlock, block_bytes};
-use crate::transfer::endpoint::{BlockSender, Blocks, Endpoint, Facts, Target};
+use crate::transfer::endpoint::{AbsolutePath, BlockSender, Blocks, Endpoint, Facts};
 use crate::transfer::lease::{Lease, LeaseError, Snapshot};
 use crate::transfer::plan::Plan;
 use crate::transfer::repository::Repository;
@@ -76,6 +76,9 @@ impl AttemptRun<'_> {
         bytes: u64,
     ) -> KnownEnds {
         let (id, plan) = (self.request.id, &prepared.plan);
+        if !plan.may_record_blocks() {
+            return KnownEnds::default();
+        }
         let recorded = match self.service.repository().recorded_blocks(id).await {
             Ok(recorded) => recorded,
             Err(error) => {
@@ -107,10 +110,12 @@ impl AttemptRun<'_> {
         // Later blocks are of bytes that are copied again.
         let [of_origin, of_destination] =
             [&ends.origin, &ends.destination].map(|end| end.digests.len() as u64);
-        let repository = self.service.repository();
-        let cut = repository.forget_blocks(id, of_origin, of_destination);
-        self.has_old_blocks
-            .store(cut.await.is_err(), Ordering::Relaxed);
+        if recorded.len() as u64 > of_origin + of_destination {
+            let repository = self.service.repository();
+            let cut = repository.forget_blocks(id, of_origin, of_destination);
+            self.has_old_blocks
+                .store(cut.await.is_err(), Ordering::Relaxed);
+        }
         ends
     }
 
@@ -169,8 +174,8 @@ struct Recording {
     record: Option<Record>,
     /// Version of the origin; `None` if it is unknown.
     origin_version: Option<String>,
-    /// Version of the copy, once it is known.
-    copy_version: Option<String>,
+    /// Version of the copy, once its host was asked; `None` in it if the host does not provide the needed facts.
+    copy_version: Option<Option<String>>,
     /// Blocks that are not recorded yet.
     unwritten: VecDeque<(FileEnd, ReadBlock)>,
 }
@@ -210,15 +215,15 @@ impl Recording {
         };
         while let Some((end, block)) = self.unwritten.front() {
             if *end == FileEnd::Destination && self.copy_version.is_none() {
-                match record.target().inspect_temporary().await {
-                    Ok(Some(facts)) => self.copy_version = record.copy_version(&facts),
-                    // The next block tries again.
-                    Ok(None) | Err(_) => return,
-                }
+                // After a failure the next block tries again.
+                let Ok(Some(facts)) = record.plan.target.inspect_temporary().await else {
+                    return;
+                };
+                self.copy_version = Some(copy_version(&record.plan, &facts, &record.here));
             }
             let version = match end {
-                FileEnd::Origin => &self.origin_version,
-                FileEnd::Destination => &self.copy_version,
+                FileEnd::Origin => self.origin_version.as_ref(),
+                FileEnd::Destination => self.copy_version.as_ref().and_then(Option::as_ref),
             };
             if let Some(version) = version {
                 let recorded = record
@@ -244,59 +249,44 @@ impl Recording {
     }
 }
 
-impl Record {
-    fn target(&self) -> &Target {
-        &self.plan.target
-    }
-
-    fn copy_version(&self, facts: &Facts) -> Option<String> {
-        copy_version(&self.plan, facts, &self.here)
-    }
-}
-
 /// Identifies the content of an origin for as long as it does not change. `None` if the host does not provide the needed
 /// facts. `here` is the name of this host.
 fn origin_version(plan: &Plan, facts: &Facts, here: &str) -> Option<String> {
-    let (device, inode) = facts.identity?;
     let modified = facts.modified?;
-    Some(format!(
-        "{}:{}, {}, device {device} inode {inode}, changed at {}.{:09}",
-        host(plan.source.endpoint(), here),
-        plan.source.path(),
-        layout(plan),
-        modified.seconds,
-        modified.nanoseconds
-    ))
+    let state = format!(
+        "changed at {}.{:09}",
+        modified.seconds, modified.nanoseconds
+    );
+    let place = (plan.source.endpoint(), plan.source.path());
+    version(plan, place, facts, here, &state)
 }
 
 /// Identifies the partial copy of a plan, whatever its name is. The boot of its host is a part of it, since bytes that were
 /// read from memory may not be on the disk after a power failure.
 fn copy_version(plan: &Plan, facts: &Facts, here: &str) -> Option<String> {
+    let state = format!("boot {}", facts.boot?);
+    let place = (plan.target.endpoint(), plan.target.path());
+    version(plan, place, facts, here, &state)
+}
+
+fn version(
+    plan: &Plan,
+    (endpoint, path): (&Endpoint, &AbsolutePath),
+    facts: &Facts,
+    here: &str,
+    state: &str,
+) -> Option<String> {
     let (device, inode) = facts.identity?;
-    let boot = facts.boot?;
+    let host = endpoint
+        .remote()
+        .map_or_else(|| here.to_owned(), |remote| remote.host.to_string());
+    let (bytes, block) = (plan.size, block_bytes(plan.size));
     Some(format!(
-        "{}:{}, {}, device {device} inode {inode}, boot {boot}",
-        host(plan.target.endpoint(), here),
-        plan.target.path(),
-        layout(plan),
+        "{host}:{path}, {bytes} bytes in blocks of {block}, form {RECORD_FORM}, \
+         device {device} inode {inode}, {state}"
     ))
 }
 
 /// Number of the form in which blocks and states are recorded; to be changed with another major version of `sha2` or
 /// `md-5`, whose states may have another form.
 const RECORD_FORM: u32 = 1;
-
-/// Sizes of the complete file and of its blocks, and the form of the record.
-fn layout(plan: &Plan) -> String {
-    let bytes = plan.size;
-    format!(
-        "{bytes} bytes in blocks of {}, form {RECORD_FORM}",
-        block_bytes(bytes)
-    )
-}
-
-fn host(endpoint: &Endpoint, here: &str) -> String {
-    endpoint
-        .remote()
-        .map_or_else(|| here.to_owned(), |remote| remote.host.to_string())
-}

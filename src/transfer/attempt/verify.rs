@@ -85,13 +85,9 @@ impl AttemptRun<'_> {
             plan.source.inspect(),
         )?;
         unchanged(plan, &prepared.source, &after)?;
-        let mut method = format!(
-            "origin: {}; destination: {}",
-            origin.as_ref().map_or_else(
-                || "recorded checksum".to_owned(),
-                |digest| describe(digest, origin_time)
-            ),
-            describe(&destination, destination_time)
+        let mut method = method(
+            origin.as_ref().map(|digest| (digest, origin_time)),
+            (&destination, destination_time),
         );
         let mut compared = self.compare(plan, origin, destination).await;
         let is_refuted = matches!(
@@ -110,11 +106,8 @@ impl AttemptRun<'_> {
                 plan.source.digest(options),
                 plan.target.digest_temporary(options),
             )?;
-            method = format!(
-                "origin: {}; destination: {}",
-                describe(&origin, ReadTime::AfterCopy),
-                describe(&destination, ReadTime::AfterCopy)
-            );
+            let time = ReadTime::AfterCopy;
+            method = self::method(Some((&origin, time)), (&destination, time));
             compared = self.compare(plan, Some(origin), destination).await;
         }
         match compared? {
@@ -267,6 +260,16 @@ impl ReadTime {
     fn of(running: Option<&RunningDigest>) -> Self {
         running.map_or(Self::AfterCopy, |_| Self::DuringCopy)
     }
+}
+
+/// Describes for people how both ends were read; an origin that was not read has a recorded checksum.
+fn method(origin: Option<(&FileDigest, ReadTime)>, destination: (&FileDigest, ReadTime)) -> String {
+    let origin = origin.map_or_else(
+        || "recorded checksum".to_owned(),
+        |(d, time)| describe(d, time),
+    );
+    let destination = describe(destination.0, destination.1);
+    format!("origin: {origin}; destination: {destination}")
 }
 
 /// Describes for people how a digest was computed.
