@@ -10,10 +10,11 @@ use humansize::{BINARY, format_size};
 use super::locations::failed;
 use super::{Outcome, Verdict};
 use crate::settings::Bbcp;
+use crate::transfer::bbcp;
 use crate::transfer::endpoint::Remote;
 use crate::transfer::failures::{THIS_HOST, TransferError};
 use crate::transfer::link_probe::{
-    ASSUMED_RATE, KernelLimits, kernel_limits, needed_buffers, round_trip, size, stream_limit,
+    ASSUMED_RATE, KernelLimits, kernel_limits, needed_buffers, round_trip, stream_limit,
 };
 
 /// Advice for all links with too small buffers.
@@ -75,7 +76,7 @@ impl TcpPath {
             is_push,
             bbcp,
         } = link;
-        let known_rate = size(&bbcp.max_rate);
+        let known_rate = bbcp::size(&bbcp.max_rate);
         let rate = known_rate.unwrap_or(ASSUMED_RATE);
         let rate_text = match known_rate {
             Some(rate) => format!("{}/s (bbcp.max_rate)", bytes_text(rate)),

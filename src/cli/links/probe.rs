@@ -14,11 +14,12 @@ use super::super::{CliError, Context, output};
 use super::{Name, from_file, known};
 use crate::advice;
 use crate::settings::Settings;
+use crate::transfer::bbcp;
 use crate::transfer::failures::TransferError;
 use crate::transfer::link::{LinkName, Overrides};
 use crate::transfer::link_probe::{
     ASSUMED_RATE, KernelLimits, LinkProbe, Measured, ProbeError, Recommendation, TrialLimits,
-    TrialResult, needed_buffers, size, stream_limit,
+    TrialResult, needed_buffers, stream_limit,
 };
 use crate::transfer::plan::{Hosts, LocalHost};
 use crate::transfer::repository::Repository;
@@ -177,7 +178,7 @@ impl Prepared {
     /// Adds the recommendation to what was measured.
     fn measurement(self, settings: &Settings, trials: [TrialResult; 2]) -> Measurement {
         let bbcp = &self.probe.settings().bbcp;
-        let expected = size(&bbcp.max_rate).unwrap_or(ASSUMED_RATE);
+        let expected = bbcp::size(&bbcp.max_rate).unwrap_or(ASSUMED_RATE);
         let [one, all] = &trials;
         let measured = Measured {
             round_trip: self.round_trip,

@@ -4,8 +4,10 @@
 
 mod announcement;
 pub(crate) mod command;
+mod notation;
 pub mod outcome;
 pub mod output;
 mod process;
 
+pub(crate) use notation::size;
 pub use process::copy;

@@ -21,11 +21,11 @@ use tokio_util::sync::CancellationToken;
 use super::{CopyLog, CopyProgress, Footprint, Limits, Report, StopReason, Watchdog};
 use crate::faults::fault_point;
 use crate::process::{Group, command};
+use crate::transfer::bbcp;
 use crate::transfer::endpoint::{
     AbsolutePath, CopySession, Directory, Remote, StreamCommand, StreamEnd, refused, unreadable,
 };
 use crate::transfer::failures::{Role, TransferError};
-use crate::transfer::link_probe::size;
 use crate::transfer::plan::Plan;
 
 /// Maximum number of bytes per read.
@@ -362,7 +362,7 @@ struct Pace {
 impl Pace {
     fn new(plan: &Plan) -> Self {
         Self {
-            bytes_per_s: size(&plan.bbcp.max_rate).filter(|rate| *rate > 0),
+            bytes_per_s: bbcp::size(&plan.bbcp.max_rate).filter(|rate| *rate > 0),
             next: Instant::now(),
         }
     }

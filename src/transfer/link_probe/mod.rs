@@ -28,7 +28,7 @@ mod recommendation;
 mod trial_file;
 
 pub(in crate::transfer) use kernel::NAMES as KERNEL_NAMES;
-pub(crate) use kernel::{KernelLimits, needed_buffers, size, stream_limit};
+pub(crate) use kernel::{KernelLimits, needed_buffers, stream_limit};
 pub(crate) use recommendation::{ASSUMED_RATE, Measured, Recommendation};
 use trial_file::TrialFile;
 
