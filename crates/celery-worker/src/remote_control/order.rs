@@ -2,8 +2,8 @@
 //!
 //! Both arrive in different queues. Before a task starts, a *marker* is published, which arrives behind every request
 //! that the broker had routed by then: with RabbitMQ in the queue of the requests itself, with Redis over the connection
-//! that receives them. This takes one round trip to the broker, and tasks that arrive in the meantime wait for the same
-//! marker. A busy worker publishes none: with many short tasks, a round trip for each would take a large part of the
+//! that receives them. This takes one round trip to the broker. Tasks that arrive until a marker is sent wait for the same
+//! one; those that arrive later need the next one. A busy worker publishes none: with many short tasks, a round trip for each would take a large part of the
 //! time. There, a request that was published a few milliseconds before a task may take effect after its start.
 
 use std::convert::Infallible;
@@ -47,8 +47,10 @@ pub(crate) struct RequestOrder {
 struct State {
     /// True while requests are received.
     is_receiving: bool,
-    /// Number of the last marker.
+    /// Number of the last marker that a task waits for.
     number: u64,
+    /// Number of the last marker that was sent.
+    sent: u64,
     /// Number of markers that are left until the worker is busy.
     left: u32,
     /// Time at which the last task arrived; later after a failure.
@@ -62,6 +64,7 @@ impl Default for RequestOrder {
             state: Mutex::new(State {
                 is_receiving: false,
                 number: 0,
+                sent: 0,
                 left: MARKERS,
                 last: Instant::now(),
             }),
@@ -90,13 +93,13 @@ impl RequestOrder {
         }
     }
 
-    /// The marker to wait for: the one under way, or a new one if the worker is not busy.
+    /// The marker to wait for: one that is not sent yet, or a new one if the worker is not busy.
     fn next_marker(&self, now: Instant) -> Option<u64> {
         let mut state = self.state.lock();
         if !state.is_receiving {
             return None;
         }
-        if *self.arrived.borrow() < state.number {
+        if state.sent < state.number && *self.arrived.borrow() < state.number {
             return Some(state.number);
         }
         if now.saturating_duration_since(state.last) >= IDLE {
@@ -107,6 +110,13 @@ impl RequestOrder {
         state.number += 1;
         self.wanted.notify_one();
         Some(state.number)
+    }
+
+    /// The number of the marker that is sent now.
+    fn send(&self) -> u64 {
+        let mut state = self.state.lock();
+        state.sent = state.number;
+        state.number
     }
 
     /// Sets whether requests are received.
@@ -168,7 +178,7 @@ impl RequestOrder {
         let own = self.queue(broker).map(|queue| queue.name);
         loop {
             self.wanted.notified().await;
-            let number = self.state.lock().number;
+            let number = self.send();
             let (exchange, routing_key) = match &own {
                 Some(exchange) => (exchange.as_str(), ""),
                 None => ("", requests),
@@ -204,13 +214,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tasks_wait_for_the_marker_under_way() {
+    async fn tasks_wait_for_a_marker_that_was_sent_after_them() {
         let order = RequestOrder::default();
         order.follow().await;
         order.set_receiving(true);
         let (mut first, mut second) = (Box::pin(order.follow()), Box::pin(order.follow()));
         assert!(futures_util::poll!(&mut first).is_pending());
         assert!(futures_util::poll!(&mut second).is_pending());
+        assert_eq!(order.send(), 1);
+        let mut late = Box::pin(order.follow());
+        assert!(futures_util::poll!(&mut late).is_pending());
         // That of another worker, or of none.
         assert!(order.take(&marker("other", 1)));
         assert!(!order.take(&RawMessage::default()));
@@ -218,6 +231,10 @@ mod tests {
         assert!(order.take(&marker(&order.tag, 1)));
         first.await;
         second.await;
+        assert!(futures_util::poll!(&mut late).is_pending());
+        assert_eq!(order.send(), 2);
+        assert!(order.take(&marker(&order.tag, 2)));
+        late.await;
         let mut third = Box::pin(order.follow());
         assert!(futures_util::poll!(&mut third).is_pending());
         order.set_receiving(false);
@@ -231,7 +248,10 @@ mod tests {
         let now = Instant::now();
         let markers = |at: Instant| {
             let found = (0..100).filter_map(|_| order.next_marker(at));
-            found.inspect(|number| order.note_arrived(*number)).count()
+            found
+                .inspect(|number| order.note_arrived(*number))
+                .inspect(|_| assert!(order.send() > 0))
+                .count()
         };
         assert_eq!(markers(now), 20);
         assert_eq!(markers(now + IDLE / 2), 0);

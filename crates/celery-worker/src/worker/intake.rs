@@ -4,10 +4,11 @@
 //! [`schedule`](super::schedule) follow. Then [`execution`](super::execution) runs the task, or [`skip`](super::skip) ends
 //! a task that does not run; both pass the outcome to [`conclusion`](super::conclusion).
 //!
-//! The order of steps is Celery's: receipt, after the requests that were published before; wait for the eta, the rate limit and a slot; check for revocation; early
-//! acknowledgement; STARTED; the run; the follow-up tasks; the result; the chord; the event; late acknowledgement. The
-//! broker has confirmed the follow-up tasks of a success before its result is stored, and with late acknowledgement the
-//! result is stored before the message is acknowledged. If a worker dies in between, the message is redelivered, and no
+//! The order of steps is Celery's: receipt, after the requests that were published before; wait for the eta, the rate limit
+//! and a slot; check for revocation; early acknowledgement; STARTED; the run; the follow-up tasks; the result; the chord;
+//! the event; late acknowledgement. The broker has confirmed the follow-up tasks of a success before its result is stored,
+//! and with late acknowledgement the result is stored before the message is acknowledged. If a worker dies in between, the
+//! message is redelivered, and no
 //! stored success lacks its follow-up tasks. With early acknowledgement, Celery's default, a task is lost with its worker.
 
 use std::sync::Arc;
