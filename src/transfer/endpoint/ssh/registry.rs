@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::fs::Permissions;
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -94,6 +96,7 @@ fn new_directory() -> io::Result<TempDir> {
     };
     tempfile::Builder::new()
         .prefix("ccat-transfer-ssh-")
+        .permissions(Permissions::from_mode(0o700))
         .tempdir_in(&parent)
         .map_err(|error| {
             let text = format!(
@@ -108,4 +111,16 @@ fn new_directory() -> io::Result<TempDir> {
 fn is_plain(path: &str) -> bool {
     path.bytes()
         .all(|byte| byte.is_ascii_alphanumeric() || b"/._-+".contains(&byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_other_user_can_enter_the_directory() -> io::Result<()> {
+        let mode = new_directory()?.path().metadata()?.permissions().mode();
+        assert_eq!(mode & 0o7777, 0o700);
+        Ok(())
+    }
 }
