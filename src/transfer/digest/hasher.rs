@@ -10,7 +10,7 @@ use crate::settings::DigestAlgorithm;
 
 /// Size of the read buffer: large enough to make the cost of system calls negligible, small enough for the cache of one
 /// core.
-const BUFFER_BYTES: usize = 256 << 10;
+const BUFFER_BYTES: usize = 128 << 10;
 
 /// Alignment of the read buffer, in bytes: one page. The kernel copies pages of the file to the buffer, and AMD's Zen 3
 /// copies four times slower to an address 16 bytes after the start of a page, which is where glibc places large
