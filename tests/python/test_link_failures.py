@@ -5,8 +5,10 @@ import re
 import subprocess
 
 import pytest
+from celery import Celery
 
-from support import MB, sha256, until
+from long_link import end
+from support import MB, TRANSFER, sha256, until
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -170,6 +172,41 @@ def test_other_clock_is_wrong(link, sites):
         copy.is_completed_by_the_next_attempt()
     finally:
         link.run_on("koln", ["sh", "-c", "umount $(command -v date)"])
+
+
+@pytest.mark.timeout(300)
+def test_hundred_transfers_leave_only_the_connection(link, sites):
+    """A worker with 100 transfers, of which 5 fail and 3 are cancelled during their copies."""
+    sites.settings(transfer={"stall_timeout": "60s", "max_retries": 0}, ssh={"connect_timeout": "20s"})
+    url, before = sites.start_broker(), link.sshd_logins()
+    cancelled = [sites.package(f"cancelled-{number}.tar", 40 * MB) for number in range(3)]
+    failing = [sites.package(f"failing-{number}.tar", 1) for number in range(5)]
+    for path in sites.origin.glob("failing-*"):
+        path.unlink()
+    completed = [sites.package(f"quarter-{number}.tar", MB // 4) for number in range(92)]
+    worker = sites.start_worker(8)
+    with Celery(broker=url, set_as_current=False) as app:
+        for transfer in [*cancelled, *failing, *completed]:
+            app.send_task(TRANSFER, [transfer], queue=sites.QUEUE, ignore_result=True)
+    attempts = lambda transfer: sites.show(transfer)["attempts"]
+    copied = lambda transfer: (sites.show(transfer)["lease"] or {}).get("bytes_done", 0)
+    until(lambda: all(copied(transfer) for transfer in cancelled), "the copies are under way", 60, log=sites.worker_log)
+    sites.cli("transfers", "cancel", "--reason", "no longer needed", *cancelled)
+    expected = dict.fromkeys(completed, "COMPLETED") | dict.fromkeys([*failing, *cancelled], "FAILED")
+    ended = lambda: {transfer: sites.statuses()[transfer][0] for transfer in expected}
+    until(lambda: ended() == expected, "all transfers have ended", 150, log=lambda: str(ended()))
+    assert {attempts(transfer)[-1]["error_code"] for transfer in failing} == {"origin_missing"}
+    until(lambda: all(attempts(transfer)[-1]["outcome"] for transfer in cancelled), "the cancelled copies have ended")
+    assert 1 <= link.sshd_logins() - before <= 3
+    # Only the connection, with its session and the shell for requests, and no process of a copy or a digest.
+    matching = lambda host, pattern: [line for line in link.processes(host).values() if re.search(pattern, line)]
+    known = {"fyst": "^cat$|^redis-server |^/usr/bin/ssh |ccat-transfer", "koln": "^sshd: root@|[^ ]*sshd .*(-D|listener)|ccat-transfer-"}
+    others = lambda: [line for host, pattern in known.items() for line in link.processes(host).values() if not re.search(pattern, line)]
+    until(lambda: not others() and not matching("fyst", "/bbcp"), "the copies' processes have ended", log=lambda: "\n".join(str(link.processes(host)) for host in known))
+    assert len(matching("fyst", "^/usr/bin/ssh ")) == 1 == len(matching("koln", "^sshd: root@"))
+    assert not list(sites.destination.glob(".*"))
+    end(worker)
+    assert_clean(link, sites)
 
 
 def test_each_process_logs_in_once(link, sites):

@@ -139,7 +139,8 @@ pub(super) const LIST: &str = concat!(
 /// or `digest`, the name of the program and its output.
 ///
 /// A file that still grows belongs to a copy by bbcp, which withholds the permission to read it, and should not be slowed
-/// down. The wait is in short steps at first, if `sleep` can do that: small files arrive in less than a second.
+/// down. The wait ends if the file is removed. It is in short steps at first, if `sleep` can do that: small files arrive in
+/// less than a second.
 pub(super) const DIGEST: &str = concat!(
     say!(),
     absent!(),
@@ -148,7 +149,8 @@ pub(super) const DIGEST: &str = concat!(
     r#"command -v "$1" >/dev/null 2>&1 || exit 69; "#,
     r#"check() { if test "$l" = keep && test -L "$f"; then echo "$f is a symbolic link" >&2; exit 1; fi; }; check; "#,
     r#"size() { ls -lnd -L -- "$f" 2>/dev/null | { read -r m n u g s r; echo "${s:-0}"; }; }; "#,
-    r#"if test "$e" -gt 0; then w=0 b=$(date +%s); while s=$(size); test "$s" -lt "$e"; do test "$(($(date +%s) - b))" -ge "$t" && { say short "$s"; exit 0; }; "#,
+    r#"if test "$e" -gt 0; then w=0 v= b=$(date +%s); while s=$(size); test "$s" -lt "$e"; do test "$(($(date +%s) - b))" -ge "$t" && { say short "$s"; exit 0; }; "#,
+    r#"if test -e "$f"; then v=yes; elif test -n "$v"; then say short 0; exit 0; fi; "#,
     r#"w=$((w + 1)); if test "$w" -le 25; then sleep 0.2 2>/dev/null || sleep 1; else sleep 1; fi; done; check; fi; "#,
     r#"test -e "$f" || absent "$f"; if ! test -r "$f"; then test "$l" = keep && chmod u+r "$f" 2>/dev/null; test -r "$f" || exit 77; fi; "#,
     r#"if test "$d" = disk; then x=$(sync -d "$f" 2>&1) || case $x in *"nput/output error"*|*"o space left on device"*|*"uota exceeded"*) echo "$x" >&2; exit 1;; esac; fi; p=${1##*/}; case $p in *" "*) p=program;; esac; if test "$t" -gt 0; then set -- nice -n 10 "$@"; fi; block() { dd if="$f" bs=1048576 skip="$k" count="$n" "$@"; }; "#,
