@@ -4,7 +4,7 @@ use celery_worker::broker::BrokerError;
 use celery_worker::worker::WorkerError;
 use service_connection::error_chain::chain;
 
-use crate::health::BindError;
+use crate::http::BindError;
 use crate::metrics;
 use crate::settings::{self, SettingsError};
 

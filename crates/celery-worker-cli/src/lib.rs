@@ -5,6 +5,7 @@
 mod clock;
 mod error;
 pub mod health;
+pub mod http;
 pub mod log;
 pub mod metrics;
 pub mod node;

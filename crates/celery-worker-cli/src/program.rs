@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use celery_worker::Product;
 use celery_worker::broker::Broker;
 use celery_worker::liveness::LivenessRegistry;
@@ -13,7 +14,8 @@ use clap::FromArgMatches;
 use service_connection::error_chain::chain;
 
 use crate::error::ProcessError;
-use crate::health::{HealthRegistry, HealthServer};
+use crate::health::HealthRegistry;
+use crate::http::HttpServer;
 use crate::settings::{Problem, SettingsError, WorkerSettings};
 use crate::text::visible_lines;
 use crate::{log, node, traces};
@@ -197,13 +199,33 @@ impl Process {
     ///
     /// # Errors
     /// The server cannot listen on the address.
-    pub async fn health(&self) -> Result<(HealthRegistry, HealthServer), ProcessError> {
+    pub async fn health(&self) -> Result<(HealthRegistry, HttpServer), ProcessError> {
         let http = &self.settings.http;
         let health = HealthRegistry::new(self.program, http.stopped_after)?;
         let server = match http.address() {
             Some(address) => health.serve(address).await?,
-            None => HealthServer::OFF,
+            None => HttpServer::OFF,
         };
         Ok((health, server))
+    }
+
+    /// As [`health`](Self::health), with the pages that `pages` returns if the setting `http.page` is true. The program
+    /// has to refuse requests without the token of the settings, if they contain one.
+    ///
+    /// # Errors
+    /// The server cannot listen on the address.
+    pub async fn health_with(
+        &self,
+        pages: impl FnOnce() -> Router,
+    ) -> Result<(HealthRegistry, HttpServer), ProcessError> {
+        let http = &self.settings.http;
+        match http.address().filter(|_| http.page) {
+            Some(address) => {
+                let health = HealthRegistry::new(self.program, http.stopped_after)?;
+                let server = health.serve_with(address, pages()).await?;
+                Ok((health, server))
+            }
+            None => self.health().await,
+        }
     }
 }

@@ -6,35 +6,33 @@
 //! * `/readyz` answers 503 with a line for each reason while the process cannot do its work.
 //! * `/metrics` has the metrics of [`crate::metrics`].
 //!
-//! The server is read-only and contains no secrets. It listens only where the settings say, answers one request per
-//! connection, and limits the number of connections and the time of an answer.
+//! The server is read-only and contains no secrets. It listens only where the settings say; see [`crate::http`].
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use axum::Router;
 use axum::extract::State;
-use axum::http::{HeaderValue, StatusCode, header};
-use axum::middleware::map_response;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::{Router, serve};
 use futures_util::future::join_all;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio_util::task::AbortOnDropHandle;
 
 use crate::clock;
+use crate::http::{BindError, HttpServer, MONITORS, PEOPLE};
 use crate::metrics::{Metrics, Registered};
 use crate::program::Program;
 use crate::text::visible;
 use celery_worker::liveness::LivenessRegistry;
-use listener::LimitedListener;
 
-mod listener;
 mod probe;
 
 pub use probe::{PROBE_TIMEOUT, Probe};
+
+/// Setting with the address of the server.
+const LISTEN: &str = "http.listen";
 
 /// Health, metrics and status of a process. Clones share them.
 #[derive(Clone)]
@@ -66,28 +64,6 @@ pub enum Phase {
 struct Probes {
     ready: Vec<Arc<Probe>>,
     scraped: Vec<Arc<Probe>>,
-}
-
-/// The HTTP server cannot listen.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "http.listen: cannot listen on {address}; stop the other process that does, or choose another port"
-)]
-pub struct BindError {
-    address: SocketAddr,
-    source: std::io::Error,
-}
-
-/// The running HTTP server. Dropping it ends the server.
-#[derive(Debug)]
-#[must_use = "the server ends when this value is dropped"]
-pub struct HealthServer {
-    _task: Option<AbortOnDropHandle<()>>,
-}
-
-impl HealthServer {
-    /// No server, for settings without an address.
-    pub const OFF: Self = Self { _task: None };
 }
 
 impl HealthRegistry {
@@ -173,34 +149,40 @@ impl HealthRegistry {
     ///
     /// # Errors
     /// The server cannot listen on the address.
-    pub async fn serve(&self, address: SocketAddr) -> Result<HealthServer, BindError> {
-        let listener = TcpListener::bind(address)
-            .await
-            .map_err(|source| BindError { address, source })?;
-        let routes = Router::new()
+    pub async fn serve(&self, address: SocketAddr) -> Result<HttpServer, BindError> {
+        let server = HttpServer::listen(LISTEN, address, self.routes(), MONITORS).await?;
+        tracing::info!(
+            address = server.address().map(tracing::field::display),
+            "HTTP port open: /livez, /readyz, /metrics"
+        );
+        Ok(server)
+    }
+
+    /// Serves the registry and pages for people, whose routes are none of `/livez`, `/readyz` and `/metrics`.
+    ///
+    /// # Errors
+    /// The server cannot listen on the address.
+    pub async fn serve_with(
+        &self,
+        address: SocketAddr,
+        pages: Router,
+    ) -> Result<HttpServer, BindError> {
+        let routes = self.routes().merge(pages);
+        let server = HttpServer::listen(LISTEN, address, routes, PEOPLE).await?;
+        tracing::info!(
+            address = server.address().map(tracing::field::display),
+            "HTTP port open: /livez, /readyz, /metrics, and the pages of the program"
+        );
+        Ok(server)
+    }
+
+    fn routes(&self) -> Router {
+        Router::new()
             .route("/livez", get(livez))
             .route("/readyz", get(readyz))
             .route("/metrics", get(metrics))
-            .layer(map_response(once))
-            .with_state(self.clone());
-        // With port 0, the operating system chooses the port.
-        let address = listener.local_addr().unwrap_or(address);
-        tracing::info!(%address, "HTTP port open: /livez, /readyz, /metrics");
-        let task = tokio::spawn(async move {
-            // Ends only with the process.
-            let _ = serve(LimitedListener::new(listener), routes).await;
-        });
-        Ok(HealthServer {
-            _task: Some(AbortOnDropHandle::new(task)),
-        })
+            .with_state(self.clone())
     }
-}
-
-/// Closes the connection after the response; [`listener`] gives the reason.
-async fn once<B>(mut response: Response<B>) -> Response<B> {
-    let close = HeaderValue::from_static("close");
-    response.headers_mut().insert(header::CONNECTION, close);
-    response
 }
 
 async fn livez(State(health): State<HealthRegistry>) -> Response {

@@ -20,7 +20,7 @@ mod traces;
 mod unsupported;
 
 pub use self::celery::{Celery, RedisTls, ResultTables, ResultTransport};
-pub use self::http::Http;
+pub use self::http::{Http, MIN_TOKEN_LENGTH};
 pub use self::log::{Log, LogFormat};
 pub use self::traces::Traces;
 pub use celery_worker::broker::{DelayedDelivery, ExchangeKind, QueueType, TaskQueue, TaskRoute};

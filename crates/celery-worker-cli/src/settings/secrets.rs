@@ -33,7 +33,7 @@ pub struct Secret {
 }
 
 /// Secrets of the sections of this crate. A URL is read from its file before its password is added.
-pub(super) const SECRETS: [Secret; 5] = [
+pub(super) const SECRETS: [Secret; 6] = [
     Secret::value("celery.broker_url", "celery.broker_url_file"),
     Secret::password("celery.broker_url", "celery.broker_password_file"),
     Secret::value("celery.result_backend", "celery.result_backend_file"),
@@ -41,6 +41,7 @@ pub(super) const SECRETS: [Secret; 5] = [
         "celery.result_backend",
         "celery.result_backend_password_file",
     ),
+    Secret::value("http.page_token", "http.page_token_file"),
     Secret::value("traces.headers", "traces.headers_file"),
 ];
 

@@ -1,4 +1,4 @@
-//! A listener that limits the number of connections and the duration of each, so that a port scanner does no harm.
+//! A listener that limits the number of connections, and the time of each without progress.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,25 +11,23 @@ use axum::serve::Listener;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep};
 
-/// Maximum number of connections. Further ones wait in the kernel.
-const CONNECTIONS: usize = 16;
+/// Time limit of a connection without a byte of the response: from its start, and from the last byte that was sent. Each
+/// connection carries one request, and every response begins within a few seconds.
+const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Time limit of a connection. Each connection carries one request, and every response takes at most a few seconds.
-const LIFETIME: Duration = Duration::from_secs(10);
-
-/// A TCP listener with both limits.
+/// A TCP listener with both limits. Connections above the maximum number wait in the kernel.
 pub(super) struct LimitedListener {
     listener: TcpListener,
     permits: Arc<Semaphore>,
 }
 
 impl LimitedListener {
-    pub(super) fn new(listener: TcpListener) -> Self {
+    pub(super) fn new(listener: TcpListener, connections: usize) -> Self {
         Self {
             listener,
-            permits: Arc::new(Semaphore::new(CONNECTIONS)),
+            permits: Arc::new(Semaphore::new(connections)),
         }
     }
 }
@@ -48,7 +46,7 @@ impl Listener for LimitedListener {
         let (stream, address) = Listener::accept(&mut self.listener).await;
         let connection = Connection {
             stream,
-            ends: Box::pin(sleep(LIFETIME)),
+            ends: Box::pin(sleep(PATIENCE)),
             _place: permit,
         };
         (connection, address)
@@ -92,7 +90,11 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.alive(context)?.poll_write(context, bytes)
+        let written = self.alive(context)?.poll_write(context, bytes);
+        if matches!(written, Poll::Ready(Ok(1..))) {
+            self.ends.as_mut().reset(Instant::now() + PATIENCE);
+        }
+        written
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
