@@ -6,7 +6,8 @@
 #   scripts/bench.sh [--quick] [--pairs N] [NAME…]
 #
 # A NAME is the name of a comparison, or its beginning; --list shows them. `link` compares transfers between two hosts with a
-# round trip of 240 ms (see scripts/longlink.sh; needs root), and runs only if it is named. BENCH_BEFORE=/path/to/target/release of another
+# round trip of 240 ms (see scripts/longlink.sh; needs root), `web` the status page with a million transfers; both run only if they are
+# named. BENCH_BEFORE=/path/to/target/release of another
 # build, and the NAME `before`, compare our worker with that of the other build in turns. With BBCP_REAL=/path/to/bbcp a
 # real bbcp makes the copies, else the tests' double. See docs/PERFORMANCE.md.
 set -euo pipefail

@@ -12,7 +12,9 @@ use celery_worker_cli::Program;
 pub(crate) mod advice;
 pub mod cli;
 pub(crate) mod clock;
+pub(crate) mod display;
 pub(crate) mod doctor;
+pub(crate) mod explanation;
 pub mod faults;
 pub mod heartbeats;
 pub mod manager;
@@ -20,8 +22,10 @@ pub mod metrics;
 pub mod notify;
 pub(crate) mod process;
 pub mod settings;
+pub(crate) mod signs_of_life;
 pub mod tasks;
 pub mod transfer;
+pub mod web;
 
 /// This program.
 pub(crate) const PROGRAM: Program = Program::new("ccat-transfer", env!("CARGO_PKG_VERSION"));

@@ -24,6 +24,7 @@ pub mod transfer_worker_delay;
 pub mod transfer_worker_digest;
 pub mod transfer_worker_lease;
 pub mod transfer_worker_link;
+pub mod transfer_worker_program;
 pub mod transfer_worker_schedule;
 
 pub use labels::{DatabaseEnum, Label, LocationType, PackageState, RouteType, Status, StorageType};
@@ -44,7 +45,7 @@ pub const OPS_DB_TABLES: [&str; 7] = [
 ];
 
 /// This project's own tables.
-pub const WORKER_TABLES: [&str; 7] = [
+pub const WORKER_TABLES: [&str; 8] = [
     "transfer_worker_lease",
     "transfer_worker_attempt",
     "transfer_worker_delay",
@@ -52,6 +53,7 @@ pub const WORKER_TABLES: [&str; 7] = [
     "transfer_worker_link",
     "transfer_worker_schedule",
     "transfer_worker_digest",
+    "transfer_worker_program",
 ];
 
 /// Table in which Alembic stores the version of a schema. Its existence shows that Alembic manages the ops-db.

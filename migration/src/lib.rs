@@ -21,6 +21,7 @@ mod m20261124_000005_links;
 mod m20261129_000006_schedule;
 mod m20261201_000007_digests;
 mod m20261201_000008_reports;
+mod m20261201_000009_programs;
 
 /// A migration that was not run.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +73,7 @@ impl MigratorTrait for Worker {
             Box::new(m20261129_000006_schedule::Migration),
             Box::new(m20261201_000007_digests::Migration),
             Box::new(m20261201_000008_reports::Migration),
+            Box::new(m20261201_000009_programs::Migration),
         ]
     }
 

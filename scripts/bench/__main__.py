@@ -13,7 +13,7 @@ import time
 
 import amqp
 
-from . import copies, link, manager, redis_workers, workers
+from . import copies, link, manager, redis_workers, web, workers
 from .sides import Figures, Failed
 
 
@@ -24,7 +24,7 @@ def main():
     parser.add_argument("--pairs", type=int, help="runs of each side [default: 5; with --quick 1]")
     parser.add_argument("--list", action="store_true", help="print the names only")
     options = parser.parse_args()
-    comparisons = [c for module in (workers, redis_workers, copies, manager, link) for c in module.comparisons(options.quick)]
+    comparisons = [c for module in (workers, redis_workers, copies, manager, web, link) for c in module.comparisons(options.quick)]
     if "BENCH_BEFORE" in os.environ:
         comparisons += workers.against_before(options.quick)
     if options.list:

@@ -14,9 +14,10 @@ use crate::PROGRAM;
 use crate::manager::{Manager, ManagerError, Pass};
 use crate::metrics::ManagerMetrics;
 use crate::settings::Settings;
+use crate::signs_of_life::SignsOfLife;
 use crate::tasks::{Messages, Producer};
 use crate::transfer::lease::Owner;
-use crate::transfer::repository::Repository;
+use crate::transfer::repository::{ProgramKind, Repository};
 use celery_worker::broker::Broker;
 use celery_worker::celery_crate::app;
 use celery_worker::worker::Shutdown;
@@ -76,7 +77,7 @@ async fn once(context: &Context, arguments: &ManagerArguments) -> Result<ExitCod
 
 async fn service(context: &Context, arguments: &ManagerArguments) -> Result<ExitCode, CliError> {
     let process = &context.process;
-    let (health, _server) = process.health().await?;
+    let (health, _server) = super::web::side_port(context).await?;
     let end = process
         .serve(&health, None, async |shutdown: Shutdown| {
             let parts = tokio::select! {
@@ -119,6 +120,11 @@ async fn work(
     let alive = context
         .heartbeats()?
         .service(&context.settings.health.manager_name);
+    let signs = SignsOfLife::start(
+        &parts.repository,
+        Owner::current(parts.name.as_str()),
+        ProgramKind::Manager,
+    );
     health.enter(Phase::Running);
     let stop = CancellationToken::new();
     tokio::join!(manager.transfer_manager_service(&stop), async {
@@ -127,6 +133,9 @@ async fn work(
     });
     if let Some(alive) = alive {
         alive.end().await;
+    }
+    if let Some(signs) = signs {
+        signs.end().await;
     }
     parts.broker.close().await;
     Ok(())

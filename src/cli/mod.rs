@@ -36,6 +36,7 @@ mod output;
 mod parked;
 mod table;
 mod transfers;
+mod web;
 mod worker;
 
 /// Time limit for sending one message. A manager, which sends inside of a transaction, has a shorter limit, see
@@ -76,6 +77,8 @@ enum Command {
     Worker(Box<worker::WorkerCommand>),
     /// Schedule the PENDING transfers, continuously or once.
     Manager(manager::ManagerArguments),
+    /// Serve the status page of the whole system; needs only the database, and only reads.
+    Web(web::WebArguments),
     /// Set up and check the operations database.
     #[command(subcommand)]
     Db(db::DbCommand),
@@ -147,6 +150,7 @@ pub fn main() -> ExitCode {
             |_| Ok(()),
             async |context| match command {
                 Command::Manager(arguments) => manager::run(&context, &arguments).await,
+                Command::Web(arguments) => web::run(&context, &arguments).await,
                 Command::Db(command) => db::run(&context, command).await,
                 Command::Links(command) => links::run(&context, command).await,
                 Command::Transfers(command) => transfers::run(&context, *command).await,

@@ -11,9 +11,10 @@ use crate::heartbeats::Heartbeats;
 use crate::manager::{Manager, max_sweep_duration, sweep_loop};
 use crate::metrics::TransferMetrics;
 use crate::notify::Notifier;
+use crate::signs_of_life::SignsOfLife;
 use crate::tasks::{self, DataTransferTask, Messages, Producer};
 use crate::transfer::lease::Owner;
-use crate::transfer::repository::Repository;
+use crate::transfer::repository::{ProgramKind, Repository};
 use crate::transfer::routing::queue_name;
 use crate::transfer::service::TransferService;
 use celery_worker::celery_crate::app;
@@ -36,8 +37,8 @@ pub(super) async fn run(
 ) -> Result<ExitCode, CliError> {
     let process = &context.process;
     let worker = &arguments.worker;
-    let (health, _server) = process.health().await?;
-    let mut alive = None;
+    let (health, _server) = super::web::side_port(context).await?;
+    let (mut alive, mut signs) = (None, None);
     let notifier = Notifier::start(&context.settings.notifications);
     let build = async |shutdown| {
         let deadline = worker.wait_for.deadline();
@@ -53,6 +54,8 @@ pub(super) async fn run(
         };
         let heartbeats = context.heartbeats()?;
         alive = heartbeats.service(&context.settings.health.worker_name);
+        let owner = Owner::current(worker.node_name()?);
+        signs = SignsOfLife::start(&repository, owner, ProgramKind::Worker);
         let register =
             async |parts| register(context, parts, repository, notifier.clone(), heartbeats).await;
         process
@@ -63,6 +66,9 @@ pub(super) async fn run(
     notifier.close().await;
     if let Some(alive) = alive {
         alive.end().await;
+    }
+    if let Some(signs) = signs {
+        signs.end().await;
     }
     Ok(end?.conclude(process)?)
 }

@@ -99,6 +99,15 @@ impl From<DbErr> for DatabaseError {
     }
 }
 
+/// Use of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Access {
+    ReadOnly,
+    ReadWrite,
+    /// As `ReadWrite`; creates a missing SQLite file.
+    Create,
+}
+
 /// A pool of connections to the ops-db. Clones share the pool.
 #[derive(Debug, Clone)]
 pub struct Database {
@@ -117,13 +126,26 @@ impl Database {
     /// [`DatabaseError::Missing`] if the SQLite file does not exist; otherwise [`DatabaseError::Connect`] with the
     /// cause.
     pub async fn connect(settings: &OpsDb) -> Result<Self, DatabaseError> {
+        Self::open_existing(settings, Access::ReadWrite).await
+    }
+
+    /// Connects as [`Self::connect`] does, for statements that only read: the database refuses all others. Privileges to
+    /// read the tables suffice.
+    ///
+    /// # Errors
+    /// The errors of [`Self::connect`].
+    pub async fn connect_read_only(settings: &OpsDb) -> Result<Self, DatabaseError> {
+        Self::open_existing(settings, Access::ReadOnly).await
+    }
+
+    async fn open_existing(settings: &OpsDb, access: Access) -> Result<Self, DatabaseError> {
         if settings.database_type == DatabaseType::Sqlite {
             let path = &settings.database_sqlite_database;
             if !path.exists() {
                 return Err(DatabaseError::Missing(path.clone()));
             }
         }
-        Self::open(settings, false).await
+        Self::open(settings, access).await
     }
 
     /// Connects as [`Self::connect`] does, but creates the SQLite file (empty; not its directory) if it does not exist.
@@ -131,16 +153,16 @@ impl Database {
     /// # Errors
     /// [`DatabaseError::Connect`] with the cause.
     pub async fn connect_or_create(settings: &OpsDb) -> Result<Self, DatabaseError> {
-        Self::open(settings, true).await
+        Self::open(settings, Access::Create).await
     }
 
-    async fn open(settings: &OpsDb, create: bool) -> Result<Self, DatabaseError> {
+    async fn open(settings: &OpsDb, access: Access) -> Result<Self, DatabaseError> {
         // Twice the time limit for a connection or a lock: an operation that takes longer uses a dead connection.
         let limit = settings.acquire_timeout.saturating_mul(2);
         let connecting = async {
             let connected = match settings.database_type {
-                DatabaseType::Sqlite => open_sqlite(settings, create).await,
-                DatabaseType::Postgresql => open_postgres(settings).await,
+                DatabaseType::Sqlite => open_sqlite(settings, access).await,
+                DatabaseType::Postgresql => open_postgres(settings, access).await,
             };
             connected.map_err(|error| pooler::as_connection_error(error).into())
         };
@@ -248,19 +270,15 @@ pub(crate) async fn now(db: &impl ConnectionTrait) -> Result<DateTime<Utc>, DbEr
         .map(|Timestamp(now)| now)
 }
 
-async fn open_sqlite(settings: &OpsDb, create: bool) -> Result<DatabaseConnection, sqlx::Error> {
+async fn open_sqlite(settings: &OpsDb, access: Access) -> Result<DatabaseConnection, sqlx::Error> {
     let options = SqliteConnectOptions::new()
         .filename(&settings.database_sqlite_database)
-        .create_if_missing(create)
-        // WAL allows readers and one writer at a time without blocking each other. The mode is stored in the file, so
-        // it is also valid for Python. It needs shared memory, so the file must not be on a network file system.
-        .journal_mode(SqliteJournalMode::Wal)
-        // NORMAL could lose the last commits at a power failure. A COMPLETED row whose message is already acknowledged
-        // must not become IN_PROGRESS again.
-        .synchronous(SqliteSynchronous::Full)
-        .foreign_keys(true)
         .busy_timeout(settings.acquire_timeout)
         .disable_statement_logging();
+    let options = match access {
+        Access::ReadOnly => options.read_only(true),
+        Access::ReadWrite | Access::Create => writing(options, access),
+    };
     let pool = SqlitePoolOptions::new()
         .max_connections(settings.max_connections)
         .acquire_timeout(settings.acquire_timeout)
@@ -271,11 +289,26 @@ async fn open_sqlite(settings: &OpsDb, create: bool) -> Result<DatabaseConnectio
     Ok(pool.into())
 }
 
-async fn open_postgres(settings: &OpsDb) -> Result<DatabaseConnection, sqlx::Error> {
+fn writing(options: SqliteConnectOptions, access: Access) -> SqliteConnectOptions {
+    options
+        .create_if_missing(access == Access::Create)
+        // WAL allows readers and one writer at a time without blocking each other. The mode is stored in the file, so
+        // it is also valid for Python. It needs shared memory, so the file must not be on a network file system.
+        .journal_mode(SqliteJournalMode::Wal)
+        // NORMAL could lose the last commits at a power failure. A COMPLETED row whose message is already acknowledged
+        // must not become IN_PROGRESS again.
+        .synchronous(SqliteSynchronous::Full)
+        .foreign_keys(true)
+}
+
+async fn open_postgres(
+    settings: &OpsDb,
+    access: Access,
+) -> Result<DatabaseConnection, sqlx::Error> {
     let options = postgres_options(settings)?;
     // Connects once outside the pool, because a pool retries until its time limit and then does not report the cause.
     let mut first = options.connect().await?;
-    let session = postgres_session(settings.acquire_timeout);
+    let session = postgres_session(settings.acquire_timeout, access);
     let pool = PgPoolOptions::new()
         .max_connections(settings.max_connections)
         .acquire_timeout(settings.acquire_timeout)
@@ -354,13 +387,23 @@ fn postgres_options(settings: &OpsDb) -> Result<PgConnectOptions, sqlx::Error> {
 /// SQL for the settings of every session: time limits for row locks and for idle transactions. The second one releases
 /// the locks of a client that disappeared during a transaction (for example a host that lost power while it published);
 /// TCP would detect this only hours later.
-fn postgres_session(acquire_timeout: Duration) -> String {
+///
+/// A session that only reads has a time limit for statements, too: a query must not run on after the wait for its answer is over.
+fn postgres_session(acquire_timeout: Duration, access: Access) -> String {
     let lock = acquire_timeout.as_millis();
     let idle = acquire_timeout
         .saturating_mul(2)
         .max(MIN_IDLE_IN_TRANSACTION)
         .as_millis();
-    format!("SET lock_timeout = {lock}; SET idle_in_transaction_session_timeout = {idle}")
+    let mut session =
+        format!("SET lock_timeout = {lock}; SET idle_in_transaction_session_timeout = {idle}");
+    if access == Access::ReadOnly {
+        let limit = acquire_timeout.saturating_mul(2).as_millis();
+        session.push_str(&format!(
+            "; SET default_transaction_read_only = on; SET statement_timeout = {limit}"
+        ));
+    }
+    session
 }
 
 /// Address of the database, for messages.

@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use sea_orm::DeriveValueType;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// Id of a row in `data_transfer`.
 #[derive(
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
     Serialize,
     Deserialize,
     DeriveValueType,
+    ToSchema,
 )]
 #[serde(transparent)]
 pub struct TransferId(i64);
@@ -77,6 +79,7 @@ impl fmt::Display for TransferId {
     Serialize,
     Deserialize,
     DeriveValueType,
+    ToSchema,
 )]
 #[serde(transparent)]
 pub struct AttemptNumber(i32);

@@ -15,6 +15,7 @@ use nix::sys::signal::kill;
 use nix::unistd::{Pid, gethostname};
 use sea_orm::DbErr;
 use serde::Serialize;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::database::DatabaseError;
@@ -24,7 +25,7 @@ use crate::transfer::id::{AttemptNumber, TransferId};
 ///
 /// A process id alone does not identify a process: the system reuses ids, and another container on the same host can
 /// have a process with the same id. The boot id, the PID namespace and the start time make it unique.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Owner {
     /// Celery's name of the worker, `celery@host`.
     pub node: String,
@@ -207,7 +208,7 @@ impl Default for Snapshot {
 }
 
 /// Public part of a lease, without its token.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct LeaseInfo {
     /// Id of the transfer.
     pub data_transfer_id: TransferId,

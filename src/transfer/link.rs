@@ -8,11 +8,12 @@ use std::str::FromStr;
 
 use chrono::{DateTime, NaiveTime, Utc};
 use serde::{Serialize, Serializer};
+use utoipa::ToSchema;
 
 use crate::settings::{Bbcp, LinkSettings};
 
 /// A link, named by the short names of its sites as in `[[routes]]` of the settings.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, ToSchema)]
 pub struct LinkName {
     /// Short name of the site to copy from.
     pub origin: String,
@@ -71,6 +72,28 @@ impl Link {
         }
         self.capacity.limit_at(now.time()).or(self.max_active)
     }
+
+    /// Time at which the link takes transfers again, if a time window lets it take none at `now`. `None` if it takes some,
+    /// if it is paused, or if it takes none at any time of the day.
+    #[must_use]
+    pub fn closed_until(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        let is_closed = |time| self.limit(time) == Some(0);
+        if self.pause.is_some() || !is_closed(now) {
+            return None;
+        }
+        let windows = self.capacity.0.as_deref().ok()?;
+        let today = now.date_naive();
+        // The limit changes only at the start and the end of a window.
+        let changes = [today, today.succ_opt()?].into_iter().flat_map(|day| {
+            let times = windows
+                .iter()
+                .flat_map(|window| [window.from, window.until]);
+            times.map(move |time| day.and_time(time).and_utc())
+        });
+        changes
+            .filter(|time| *time > now && !is_closed(*time))
+            .min()
+    }
 }
 
 /// Keys of `[bbcp]` that the row of a link overrides. A value in the row takes precedence over the settings file.
@@ -116,7 +139,7 @@ impl Overrides {
 }
 
 /// A pause of a link: no copy starts while it lasts.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Pause {
     /// Start of the pause, by the database's clock.
     pub since: DateTime<Utc>,
@@ -372,6 +395,29 @@ mod tests {
         ] {
             assert_eq!(at(&link, time), Some(limit), "{time}");
         }
+    }
+
+    #[rstest]
+    #[case("19:30", Some("2026-11-25T06:00:00Z"))]
+    #[case("05:59", Some("2026-11-24T06:00:00Z"))]
+    #[case("12:00", None)]
+    fn closed_link_opens_at_the_end_of_its_windows(
+        #[case] time: &str,
+        #[case] expected: Option<&str>,
+    ) {
+        let windows = [
+            "18:00-24:00 UTC max_active=0",
+            "23:00-06:00 UTC max_active=0",
+            "20:00-21:00 UTC max_active=3",
+        ];
+        let closed_until = |link: &Link| {
+            let now = format!("2026-11-24T{time}:00Z");
+            link.closed_until(now.parse().unwrap())
+        };
+        let expected = expected.map(|time| time.parse().unwrap());
+        assert_eq!(closed_until(&link(Some(4), &windows)), expected);
+        assert_eq!(closed_until(&link(Some(0), &windows)), None);
+        assert_eq!(closed_until(&link(Some(4), &["at night"])), None);
     }
 
     #[test]

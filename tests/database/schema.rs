@@ -77,8 +77,8 @@ async fn migrations_go_up_and_down_and_up(db: Fixture) {
     migration::create_worker_tables(connection).await.unwrap();
     migration::drop_worker_tables(connection).await.unwrap();
     let missing: Vec<_> = differences(&db.database).await;
-    // The tables of links, of SCHEDULED rows and of digests may be missing.
-    assert_eq!(missing.len(), entity::WORKER_TABLES.len() - 3);
+    // The tables of links, of SCHEDULED rows, of digests and of programs may be missing.
+    assert_eq!(missing.len(), entity::WORKER_TABLES.len() - 4);
     migration::drop_ops_db(connection).await.unwrap();
     assert_eq!(differences(&db.database).await.len(), 11);
     // Dropping tables that do not exist succeeds.
@@ -105,6 +105,7 @@ async fn an_older_database_is_migrated(db: Fixture) {
         "DROP TABLE transfer_worker_link",
         "DROP TABLE transfer_worker_schedule",
         "DROP TABLE transfer_worker_digest",
+        "DROP TABLE transfer_worker_program",
         "DROP INDEX transfer_worker_lease_destination",
         "ALTER TABLE transfer_worker_lease DROP COLUMN destination",
         "DELETE FROM transfer_worker_migration WHERE version > 'm202611'",
@@ -431,7 +432,7 @@ async fn sqlalchemys_ops_db(#[case] postgres: bool, #[case] labels: &str) {
     let database = Database::connect(&test.settings).await.unwrap();
     assert_eq!(
         differences(&database).await.len(),
-        entity::WORKER_TABLES.len() - 3
+        entity::WORKER_TABLES.len() - 4
     );
     let refused = migration::create_ops_db(database.connection()).await;
     assert!(matches!(refused, Err(MigrationError::OwnedByAlembic)));

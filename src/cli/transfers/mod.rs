@@ -11,7 +11,6 @@ use crate::transfer::repository::{ListError, SiteError};
 mod act;
 mod clean;
 mod create;
-mod explanation;
 mod list;
 mod log;
 mod report;

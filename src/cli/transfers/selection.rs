@@ -97,12 +97,16 @@ impl From<&Filters> for Filter {
         }
         Self {
             ids: None,
+            id_range: None,
+            file_name: None,
             statuses: filters.statuses(),
             site: filters.site.clone(),
             origin: filters.from.clone(),
             destination: filters.to.clone(),
             older_than: filters.older_than,
             newer_than: filters.newer_than,
+            changed_from: None,
+            changed_before: None,
             error_code: filters.error.clone(),
             held_by: filters.held_by.clone(),
             is_held: false,

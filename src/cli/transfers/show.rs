@@ -7,8 +7,8 @@ use entity::{Outcome, Status};
 use serde::Serialize;
 
 use super::super::{CliError, Context, output};
-use super::explanation::{Explanation, RoutingInfo};
 use super::list::progress;
+use crate::explanation::{Explanation, RoutingInfo};
 use crate::transfer::database::DatabaseError;
 use crate::transfer::id::TransferId;
 use crate::transfer::lease::Owner;
@@ -30,15 +30,9 @@ pub(super) async fn run(context: &Context, id: TransferId) -> Result<(), CliErro
     let repository = context.repository().await?;
     let detail = repository.show(id).await?;
     let detail = detail.ok_or_else(|| super::unknown(id))?;
-    let settings = &context.settings;
     let now = repository.database().now().await?;
-    let routing = RoutingInfo {
-        queue_location: settings.transfer.queue_location,
-        queue_prefix: &settings.transfer.queue_prefix,
-        sleep_time: settings.manager.sleep_time,
-        reconcile_after: settings.manager.reconcile_after,
-        link: link(&repository, &detail, now).await?,
-    };
+    let link = link(&repository, &detail, now).await?;
+    let routing = RoutingInfo::new(&context.settings, link);
     let observer = Owner::current(node_name(Some("transfers-show"), &host())?);
     let explanation = Explanation::of(&detail, &routing, &observer, now);
     if context.json {

@@ -6,12 +6,13 @@ use entity::{data_location, data_transfer, site};
 use sea_orm::sea_query::{Expr, ExprTrait as _, IntoIden, JoinType, SelectStatement};
 use sea_orm::{ColumnTrait, DbErr, EntityTrait, QueryFilter, QueryOrder, QueryResult};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::Repository;
 use crate::transfer::database::DatabaseError;
 
 /// One end of a transfer, with the names that a queue name needs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct TransferEnd {
     /// Short name of the site.
     pub site: String,

@@ -19,6 +19,7 @@ use sea_orm::sea_query::{
 };
 use sea_orm::{ConnectionTrait, DbBackend, DbErr, EntityTrait, QueryResult};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::ends::{ID, TransferEnd, ends, with_ends};
 use super::place::{Place, ids_of, known_places};
@@ -28,11 +29,12 @@ use crate::transfer::id::TransferId;
 use crate::transfer::lease::LeaseInfo;
 
 /// A transfer in a list.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct TransferSummary {
     /// Id of the transfer.
     pub id: TransferId,
     /// State of the transfer.
+    #[schema(value_type = String)]
     pub status: Label<Status>,
     /// Number of failed attempts so far.
     pub retry_count: u32,
@@ -66,6 +68,10 @@ pub struct Filter {
     pub ids: Option<Vec<TransferId>>,
     /// Has one of these statuses; an empty list allows all.
     pub statuses: Vec<Status>,
+    /// Id is from the first of these ids on, and below the second one.
+    pub id_range: Option<(TransferId, TransferId)>,
+    /// Name of the file contains this text, in upper or lower case.
+    pub file_name: Option<String>,
     /// Starts or ends at this site or location.
     pub site: Option<Place>,
     /// Starts at this site or location.
@@ -76,6 +82,10 @@ pub struct Filter {
     pub older_than: Option<Duration>,
     /// Last change is at most this long ago.
     pub newer_than: Option<Duration>,
+    /// Last change is at this time or later.
+    pub changed_from: Option<DateTime<Utc>>,
+    /// Last change is before this time.
+    pub changed_before: Option<DateTime<Utc>>,
     /// Latest attempt ended with this error code.
     pub error_code: Option<String>,
     /// Lease is held by the worker with this name, or by any worker on the host with this name.
@@ -305,6 +315,21 @@ impl Repository {
         if let Some(ids) = &filter.ids {
             query.and_where(id().is_in(ids.iter().copied()));
         }
+        if let Some((from, below)) = filter.id_range {
+            query.and_where(id().gte(from)).and_where(id().lt(below));
+        }
+        if let Some(part) = &filter.file_name {
+            query.and_where(self.file_name_contains(part));
+        }
+        for (time, is_begin) in [(filter.changed_from, true), (filter.changed_before, false)] {
+            let Some(time) = time else { continue };
+            let changed = self.comparable_time(self.changed_at());
+            let time = self.comparable_time(Expr::val(Timestamp(time)));
+            query.and_where(match is_begin {
+                true => changed.gte(time),
+                false => changed.lt(time),
+            });
+        }
         if !filter.statuses.is_empty() {
             query.and_where(self.status_is(&filter.statuses));
         }
@@ -368,6 +393,32 @@ impl Repository {
             times.push(Expr::col((Entity, Optional::CreatedAt)));
         }
         Func::coalesce(times).into()
+    }
+
+    /// Condition: the name of the transfer's file contains a text.
+    fn file_name_contains(&self, part: &str) -> Expr {
+        use data_transfer::{Column, Entity};
+        use data_transfer_package::{Column as PackageColumn, Entity as Packages};
+        let position = match self.database.backend() {
+            DbBackend::Sqlite => "instr",
+            _ => "strpos",
+        };
+        let lower = |text: Expr| Expr::from(Func::lower(text));
+        let name = lower(Expr::col((Packages, PackageColumn::FileName)));
+        let position: Expr = Func::cust(position)
+            .arg(name)
+            .arg(lower(Expr::val(part)))
+            .into();
+        let package = Query::select()
+            .expr(Expr::val(1))
+            .from(Packages)
+            .and_where(
+                Expr::col((Packages, PackageColumn::Id))
+                    .equals((Entity, Column::DataTransferPackageId)),
+            )
+            .and_where(position.gt(0))
+            .to_owned();
+        Expr::exists(package)
     }
 
     /// Converts a time to a form that can be compared. On SQLite a time is a text, with or without `T`, fraction and

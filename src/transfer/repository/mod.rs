@@ -47,12 +47,15 @@ mod links;
 mod list;
 mod map;
 mod operator;
+mod overview;
 mod partials;
 mod place;
+mod programs;
 mod record;
 mod scan;
 mod schedule;
 mod scheduled;
+mod search;
 mod settle;
 mod sweep;
 
@@ -67,8 +70,10 @@ pub use links::{LinkChange, LinkError, Traffic};
 pub use list::{Filter, ListError, Listing, Sort, TransferSummary};
 pub use map::{LocationMap, RoutedLink};
 pub use operator::{Applicability, Change, Instruction, Refusal};
+pub use overview::{Cause, EndedCount, TransferCount};
 pub use partials::RecordedPartial;
 pub use place::{InvalidPlace, Place};
+pub use programs::{PROGRAM_INTERVAL, ProgramKind, ProgramProcess, ProgramRecord};
 pub use record::{
     ActionRecord, AttemptRecord, DiskRecord, LocationRecord, PackageRecord, RouteRecord,
     SiteRecord, TransferDetail, TransferRecord,
@@ -76,6 +81,7 @@ pub use record::{
 pub use scan::{OpenTransfer, ScanCursor};
 pub use schedule::{Allowance, Batch, Candidate};
 pub use scheduled::{ScheduleRecord, Withdrawal};
+pub use search::{FoundTransfers, Search};
 pub use settle::{CompletedCopy, Failure};
 pub use sweep::{Recovered, Sweep};
 

@@ -11,7 +11,7 @@ use super::ListError;
 use super::ends::TransferEnd;
 
 /// A site, or a location at a site, written `SITE` or `SITE/LOCATION`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Place {
     /// Short name of the site.
     pub site: String,

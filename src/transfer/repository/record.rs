@@ -9,6 +9,7 @@ use entity::{
 use sea_orm::sea_query::{Expr, ExprTrait as _, JoinType, Query};
 use sea_orm::{ColumnTrait, ConnectionTrait, DbErr, EntityTrait, QueryFilter, QueryOrder};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{Repository, ScheduleRecord, delay, find_lease, retry_count};
 use crate::transfer::database::{self, DatabaseError};
@@ -16,11 +17,12 @@ use crate::transfer::id::{AttemptNumber, TransferId};
 use crate::transfer::lease::LeaseInfo;
 
 /// A transfer with all rows that it refers to. A field is `None` if the database has no such row or value.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct TransferRecord {
     /// Id of the transfer.
     pub id: TransferId,
     /// State of the transfer.
+    #[schema(value_type = String)]
     pub status: Label<Status>,
     /// Number of failed attempts so far.
     pub retry_count: u32,
@@ -43,7 +45,7 @@ pub struct TransferRecord {
 }
 
 /// A package: one file to transfer.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct PackageRecord {
     /// Id of the package.
     pub id: i64,
@@ -58,15 +60,17 @@ pub struct PackageRecord {
 }
 
 /// One end of a transfer.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct LocationRecord {
     /// Id of the location.
     pub id: i64,
     /// Name of the location.
     pub name: String,
     /// Purpose of the location.
+    #[schema(value_type = String)]
     pub location_type: Label<LocationType>,
     /// Kind of storage.
+    #[schema(value_type = String)]
     pub storage_type: Label<StorageType>,
     /// Order of use among the locations of one site, lowest first.
     pub priority: Option<i64>,
@@ -79,7 +83,7 @@ pub struct LocationRecord {
 }
 
 /// A site.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct SiteRecord {
     /// Id of the site.
     pub id: i64,
@@ -90,7 +94,7 @@ pub struct SiteRecord {
 }
 
 /// Disk of a location.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct DiskRecord {
     /// Host with the disk; `None` if the disk is mounted on the host that reads the row.
     pub host: Option<String>,
@@ -99,18 +103,19 @@ pub struct DiskRecord {
 }
 
 /// Route from the site of the origin to the site of the destination.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct RouteRecord {
     /// Id of the route.
     pub id: i64,
     /// Program that makes the copies, e.g. `bbcp`.
     pub method: Option<String>,
     /// Kind of route.
+    #[schema(value_type = String)]
     pub route_type: Label<RouteType>,
 }
 
 /// A transfer with its whole history.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct TransferDetail {
     /// The transfer.
     pub transfer: TransferRecord,
@@ -134,11 +139,12 @@ pub struct TransferDetail {
 }
 
 /// An action of an operator.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ActionRecord {
     /// Time of the action.
     pub acted_at: DateTime<Utc>,
     /// The action.
+    #[schema(value_type = String)]
     pub action: Action,
     /// The operator, as `login@host`.
     pub operator: String,
@@ -149,7 +155,7 @@ pub struct ActionRecord {
 }
 
 /// One attempt of a transfer.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct AttemptRecord {
     /// Number of the attempt.
     pub attempt: AttemptNumber,
@@ -162,6 +168,7 @@ pub struct AttemptRecord {
     /// End of the attempt; `None` while it runs.
     pub ended_at: Option<DateTime<Utc>>,
     /// Outcome of the attempt; `None` while it runs.
+    #[schema(value_type = Option<String>)]
     pub outcome: Option<Outcome>,
     /// Stable error code, for programs.
     pub error_code: Option<String>,

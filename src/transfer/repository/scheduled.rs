@@ -17,6 +17,7 @@ use sea_orm::{
     Set,
 };
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::schedule::MAX_IDS;
 use super::{Repository, TransferSummary, delay, find_lease, lock, replace_nul};
@@ -24,7 +25,7 @@ use crate::transfer::database::{self, DatabaseError};
 use crate::transfer::id::TransferId;
 
 /// Record of a row, valid while the row is SCHEDULED.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct ScheduleRecord {
     /// The transfer.
     pub data_transfer_id: TransferId,

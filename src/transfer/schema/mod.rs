@@ -11,7 +11,8 @@ use std::collections::HashMap;
 use entity::{
     DatabaseEnum, LocationType, PackageState, RouteType, Status, StorageType, data_location,
     data_transfer, data_transfer_log, data_transfer_package, data_transfer_route,
-    transfer_worker_digest, transfer_worker_link, transfer_worker_schedule,
+    transfer_worker_digest, transfer_worker_link, transfer_worker_program,
+    transfer_worker_schedule,
 };
 use sea_orm::sea_query::Iden;
 use sea_orm::{DatabaseConnection, DbErr};
@@ -57,6 +58,8 @@ pub struct Schema {
     pub(super) has_schedule: bool,
     /// True if the table `transfer_worker_digest` exists, which a migration creates.
     pub(super) has_digests: bool,
+    /// True if the table `transfer_worker_program` exists, which a migration creates.
+    pub(super) has_programs: bool,
     /// True if the column `data_transfer_package.created_at` exists.
     pub(super) has_package_created_at: bool,
     /// True if the column `data_transfer.created_at` exists.
@@ -219,6 +222,12 @@ impl Catalog<'_> {
                 .column(
                     transfer_worker_digest::Entity,
                     transfer_worker_digest::Column::Digest,
+                )
+                .is_some(),
+            has_programs: self
+                .column(
+                    transfer_worker_program::Entity,
+                    transfer_worker_program::Column::Name,
                 )
                 .is_some(),
             has_package_created_at: self.column(Packages, MaybePackage::CreatedAt).is_some(),

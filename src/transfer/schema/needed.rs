@@ -4,7 +4,7 @@ use entity::{
     data_location, data_transfer, data_transfer_log, data_transfer_package, data_transfer_route,
     disk_data_location, site, transfer_worker_action, transfer_worker_attempt,
     transfer_worker_delay, transfer_worker_digest, transfer_worker_lease, transfer_worker_link,
-    transfer_worker_schedule,
+    transfer_worker_program, transfer_worker_schedule,
 };
 use sea_orm::sea_query::Iden;
 
@@ -152,7 +152,7 @@ impl TableRequirements {
 }
 
 /// Returns the requirements, in the order in which differences are reported.
-pub(super) fn required_tables() -> [TableRequirements; 14] {
+pub(super) fn required_tables() -> [TableRequirements; 15] {
     [
         site_requirements(),
         data_location_requirements(),
@@ -167,6 +167,7 @@ pub(super) fn required_tables() -> [TableRequirements; 14] {
         link_requirements(),
         schedule_requirements(),
         digest_requirements(),
+        program_requirements(),
         action_requirements(),
     ]
 }
@@ -378,6 +379,29 @@ fn schedule_requirements() -> TableRequirements {
         may_be_missing: true,
         ..TableRequirements::of(transfer_worker_schedule::Entity, columns)
             .inserted::<transfer_worker_schedule::Column>([])
+    }
+}
+
+/// Optional table, as [`link_requirements`].
+fn program_requirements() -> TableRequirements {
+    use transfer_worker_program::Column::{
+        EndedAt, Host, Kind, Name, Pid, SeenAt, StartedAt, Token, Version,
+    };
+    let columns = [
+        (Name, ColumnUse::Text),
+        (Token, ColumnUse::Text),
+        (Kind, ColumnUse::Text),
+        (Host, ColumnUse::Text),
+        (Pid, ColumnUse::Integer),
+        (Version, ColumnUse::Text),
+        (StartedAt, ColumnUse::Time),
+        (SeenAt, ColumnUse::Time),
+        (EndedAt, ColumnUse::Time),
+    ];
+    TableRequirements {
+        may_be_missing: true,
+        ..TableRequirements::of(transfer_worker_program::Entity, columns)
+            .inserted::<transfer_worker_program::Column>([])
     }
 }
 

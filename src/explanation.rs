@@ -1,16 +1,17 @@
-//! Explanation of a transfer's state and its next step: the part of `transfers show` after the facts.
+//! Explanation of a transfer's state and its next step, for the command line and the status page.
 
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use entity::{Outcome, Status};
 use serde::Serialize;
+use utoipa::ToSchema;
 
-use super::super::output;
 use crate::advice;
 use crate::clock;
+use crate::display;
 use crate::manager::search_delay;
-use crate::settings::QueueLocation;
+use crate::settings::{QueueLocation, Settings};
 use crate::transfer::lease::Owner;
 use crate::transfer::link::Link;
 use crate::transfer::repository::{LocationRecord, TransferDetail};
@@ -18,28 +19,41 @@ use crate::transfer::routing::queue_name;
 
 /// Settings that decide the route of a transfer.
 #[derive(Debug)]
-pub(super) struct RoutingInfo<'a> {
-    pub(super) queue_location: QueueLocation,
-    pub(super) queue_prefix: &'a str,
+pub(crate) struct RoutingInfo<'a> {
+    pub(crate) queue_location: QueueLocation,
+    pub(crate) queue_prefix: &'a str,
     /// Pause between a manager's passes.
-    pub(super) sleep_time: Duration,
+    pub(crate) sleep_time: Duration,
     /// Time after which a manager searches for a message.
-    pub(super) reconcile_after: Duration,
+    pub(crate) reconcile_after: Duration,
     /// The link of a waiting transfer, and the number of other transfers under way on it.
-    pub(super) link: Option<(Link, u64)>,
+    pub(crate) link: Option<(Link, u64)>,
+}
+
+impl<'a> RoutingInfo<'a> {
+    /// Routing by the settings; `link` is the link of a waiting transfer.
+    pub(crate) fn new(settings: &'a Settings, link: Option<(Link, u64)>) -> Self {
+        Self {
+            queue_location: settings.transfer.queue_location,
+            queue_prefix: &settings.transfer.queue_prefix,
+            sleep_time: settings.manager.sleep_time,
+            reconcile_after: settings.manager.reconcile_after,
+            link,
+        }
+    }
 }
 
 /// Explanation of a transfer's state.
-#[derive(Debug, PartialEq, Eq, Serialize)]
-pub(super) struct Explanation {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Explanation {
     /// Condition that the transfer waits for, or the reason why it ended.
-    pub(super) why: String,
+    pub why: String,
     /// Actions for an operator, if any are necessary.
-    pub(super) next: Vec<String>,
+    pub next: Vec<String>,
 }
 
 impl Explanation {
-    pub(super) fn of(
+    pub(crate) fn of(
         detail: &TransferDetail,
         routing: &RoutingInfo<'_>,
         observer: &Owner,
@@ -54,7 +68,7 @@ impl Explanation {
             None => Self {
                 why: format!(
                     "`{}` is a status that this program does not know, so nothing here touches the transfer",
-                    output::clean(detail.transfer.status.as_str())
+                    display::clean(detail.transfer.status.as_str())
                 ),
                 next: vec!["a newer ccat-transfer may know it".into()],
             },
@@ -90,15 +104,15 @@ fn pending(detail: &TransferDetail, routing: &RoutingInfo<'_>, now: DateTime<Utc
     let code = detail.waits_for.as_deref().unwrap_or("a failure");
     let mut why = format!(
         "waits until {}, in {}, after {}",
-        output::second(time),
-        output::age(time - now),
-        output::clean(code)
+        display::second(time),
+        display::age(time - now),
+        display::clean(code)
     );
     if let Some(competing_lease) = &detail.competing_lease {
         why.push_str(&format!(
             "; transfer {} is copied to the same path by {}",
             competing_lease.data_transfer_id,
-            output::clean(&competing_lease.owner.node)
+            display::clean(&competing_lease.owner.node)
         ));
     }
     let mut next: Vec<String> = advice::remedy_of_code(code)
@@ -114,19 +128,19 @@ fn pending(detail: &TransferDetail, routing: &RoutingInfo<'_>, now: DateTime<Utc
 /// Returns the reason why a link lets no more transfers start now, if any.
 fn held_back(link: &Link, under_way: u64, now: DateTime<Utc>) -> Option<Explanation> {
     let limit = u64::from(link.limit(now)?);
-    let name = output::clean(&link.name.to_string()).into_owned();
+    let name = display::clean(&link.name.to_string()).into_owned();
     let words = format!(
         "{} {}",
-        output::clean(&link.name.origin),
-        output::clean(&link.name.destination)
+        display::clean(&link.name.origin),
+        display::clean(&link.name.destination)
     );
     if let Some(pause) = &link.pause {
         return Some(Explanation {
             why: format!(
                 "its link {name} is paused since {} by {}: {}",
-                output::second(pause.since),
-                output::clean(&pause.by),
-                output::clean(&pause.reason)
+                display::second(pause.since),
+                display::clean(&pause.by),
+                display::clean(&pause.reason)
             ),
             next: vec![format!(
                 "when that is over: `ccat-transfer links resume {words}`"
@@ -167,7 +181,7 @@ fn scheduled(
     });
     let queue = queue.map_or_else(
         || "a queue".into(),
-        |queue| output::clean(&queue).into_owned(),
+        |queue| display::clean(&queue).into_owned(),
     );
     Explanation {
         why: format!(
@@ -188,7 +202,7 @@ fn scheduled(
 fn scheduled_since(detail: &TransferDetail, queue: &str, now: DateTime<Utc>) -> String {
     let Some(record) = &detail.schedule else {
         let last = latest(detail).map_or_else(String::new, |time| {
-            format!(", and nothing is recorded since {}", output::second(time))
+            format!(", and nothing is recorded since {}", display::second(time))
         });
         return format!(
             "no worker has taken it, from {queue} or elsewhere; another program set it to SCHEDULED{last}"
@@ -197,15 +211,15 @@ fn scheduled_since(detail: &TransferDetail, queue: &str, now: DateTime<Utc>) -> 
     let sent = match (&record.queue, &record.task_id) {
         (Some(queue), Some(task_id)) => format!(
             "sent to {} as task {}",
-            output::clean(queue),
-            output::clean(task_id)
+            display::clean(queue),
+            display::clean(task_id)
         ),
         _ => format!("sent by another program, and expected in {queue}"),
     };
     format!(
         "SCHEDULED since {}, {}: {sent}; no worker has taken it yet",
-        output::second(record.scheduled_at),
-        output::age(now - record.scheduled_at)
+        display::second(record.scheduled_at),
+        display::age(now - record.scheduled_at)
     )
 }
 
@@ -220,7 +234,7 @@ fn lost_message(detail: &TransferDetail, routing: &RoutingInfo<'_>, now: DateTim
     let delay = search_delay(routing.reconcile_after, record.resent);
     let due = clock::after(record.scheduled_at, delay);
     let when = match due > now {
-        true => format!("from {} on", output::second(due)),
+        true => format!("from {} on", display::second(due)),
         false => "in each pass now".into(),
     };
     let so_far = match record.resent {
@@ -242,7 +256,7 @@ fn in_progress(detail: &TransferDetail, observer: &Owner, now: DateTime<Utc>) ->
             ],
         };
     };
-    let holder = output::clean(&lease.owner.node).into_owned();
+    let holder = display::clean(&lease.owner.node).into_owned();
     if let Some(expiry_reason) = lease.expiry_reason(now, observer) {
         return Explanation {
             why: format!(
@@ -254,7 +268,7 @@ fn in_progress(detail: &TransferDetail, observer: &Owner, now: DateTime<Utc>) ->
     Explanation {
         why: format!(
             "{holder} has its lease until {}, and renews it while it works",
-            output::second(lease.expires_at)
+            display::second(lease.expires_at)
         ),
         next: vec![
             format!("to watch it: `ccat-transfer transfers watch {id}`"),
@@ -272,7 +286,7 @@ fn completed(detail: &TransferDetail) -> Explanation {
     Explanation {
         why: digest.map_or_else(
             || "done".into(),
-            |digest| format!("done: both ends have {}", output::clean(digest)),
+            |digest| format!("done: both ends have {}", display::clean(digest)),
         ),
         next: Vec::new(),
     }
@@ -283,7 +297,7 @@ fn failed(detail: &TransferDetail) -> Explanation {
     let message = detail.transfer.failure_error_message.as_deref();
     let why = message.map_or_else(
         || "given up, and its row does not say why".into(),
-        |message| format!("given up: {}", output::clean(message)),
+        |message| format!("given up: {}", display::clean(message)),
     );
     let last = detail.attempts.last();
     let code = last

@@ -1,0 +1,91 @@
+//! Answers for single requests, for the viewers who ask the same within a second.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::OnceCell;
+use tokio::time::Instant;
+
+/// Time for which an answer is kept.
+const KEPT: Duration = Duration::from_secs(1);
+
+/// Maximum number of kept answers.
+const MAX_ENTRIES: usize = 256;
+
+/// A cache in which the same question is asked once at a time.
+pub(super) struct Cache<K, V> {
+    entries: Mutex<HashMap<K, Entry<V>>>,
+}
+
+struct Entry<V> {
+    ends: Instant,
+    answer: Arc<OnceCell<V>>,
+}
+
+impl<K, V> Default for Cache<K, V> {
+    fn default() -> Self {
+        Self {
+            entries: Mutex::default(),
+        }
+    }
+}
+
+impl<K: Eq + Hash, V: Clone> Cache<K, V> {
+    /// Returns the answer to a question, and asks it if no answer is kept.
+    pub(super) async fn get<F: Future<Output = V>>(
+        &self,
+        question: K,
+        ask: impl FnOnce() -> F,
+    ) -> V {
+        let Some(answer) = self.entry(question) else {
+            return ask().await;
+        };
+        answer.get_or_init(ask).await.clone()
+    }
+
+    /// The place of an answer; `None` if there is none left.
+    fn entry(&self, question: K) -> Option<Arc<OnceCell<V>>> {
+        let now = Instant::now();
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.retain(|_, entry| entry.ends > now);
+        if let Some(entry) = entries.get(&question) {
+            return Some(entry.answer.clone());
+        }
+        if entries.len() >= MAX_ENTRIES {
+            return None;
+        }
+        let answer = Arc::new(OnceCell::new());
+        let entry = Entry {
+            ends: now + KEPT,
+            answer: answer.clone(),
+        };
+        entries.insert(question, entry);
+        Some(answer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn same_question_is_asked_once_in_a_second() {
+        let cache = Cache::default();
+        let asked = AtomicU32::new(0);
+        let ask = || async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            asked.fetch_add(1, Ordering::Relaxed) + 1
+        };
+        let (one, two) = tokio::join!(cache.get("a", ask), cache.get("a", ask));
+        assert_eq!((one, two), (1, 1));
+        assert_eq!(cache.get("b", ask).await, 2);
+        tokio::time::advance(KEPT).await;
+        assert_eq!(cache.get("a", ask).await, 3);
+        assert_eq!(cache.entries.lock().map_or(0, |entries| entries.len()), 1);
+    }
+}
