@@ -176,7 +176,7 @@ def test_other_clock_is_wrong(link, sites):
 
 @pytest.mark.timeout(300)
 def test_hundred_transfers_leave_only_the_connection(link, sites):
-    """A worker with 100 transfers, of which 5 fail and 3 are cancelled during their copies."""
+    """A worker with 100 transfers, 5 that fail and 3 that are cancelled during their copies."""
     sites.settings(transfer={"stall_timeout": "60s", "max_retries": 0}, ssh={"connect_timeout": "20s"})
     url, before = sites.start_broker(), link.sshd_logins()
     cancelled = [sites.package(f"cancelled-{number}.tar", 40 * MB) for number in range(3)]
