@@ -10,12 +10,20 @@
 //! | [`overview`] | the overview from these data |
 //! | [`search`] | the parameters of a search |
 //! | [`api`] | the API and its description |
+//! | [`pages`] | the pages as HTML |
+//! | [`plots`] | the plots of the pages |
+//! | [`events`] | changes of the overview, as server-sent events |
+//! | [`assets`] | style sheet and script |
 //! | [`server`] | token, headers, errors |
 
 pub mod api;
+mod assets;
 pub mod error;
+mod events;
 pub mod model;
 mod overview;
+mod pages;
+mod plots;
 pub mod search;
 mod server;
 pub mod snapshots;
@@ -26,6 +34,7 @@ use axum::Router;
 
 use crate::settings::Settings;
 
+use events::SectionCache;
 pub use server::{BasePath, InvalidBasePath, Token, TokenError};
 use snapshots::Snapshots;
 
@@ -35,6 +44,7 @@ pub struct Web {
     snapshots: Snapshots,
     base_path: BasePath,
     token: Option<Token>,
+    sections: SectionCache,
 }
 
 impl Web {
@@ -45,6 +55,7 @@ impl Web {
             snapshots: Snapshots::new(settings.clone()),
             base_path,
             token,
+            sections: SectionCache::default(),
         })
     }
 
@@ -52,6 +63,11 @@ impl Web {
     #[must_use]
     pub fn snapshots(&self) -> &Snapshots {
         &self.snapshots
+    }
+
+    /// The rendered sections of the overview.
+    fn sections(&self) -> &SectionCache {
+        &self.sections
     }
 
     /// Path below which a reverse proxy serves the pages; the prefix of every link.
@@ -73,5 +89,5 @@ pub fn router(web: Arc<Web>) -> Router {
 }
 
 fn routes(prefix: &str) -> Router<Arc<Web>> {
-    api::routes(prefix)
+    api::routes(prefix).merge(pages::routes(prefix))
 }

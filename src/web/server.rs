@@ -227,7 +227,9 @@ async fn finish(State(web): State<Arc<Web>>, request: Request, next: Next) -> Re
     let is_head = *request.method() == Method::HEAD;
     let mut response = next.run(request).await;
     let status = response.status();
-    if status.is_client_error() || status.is_server_error() {
+    // A page that shows the error itself, such as the search, is complete.
+    let is_page = response.headers().contains_key(header::CONTENT_TYPE);
+    if (status.is_client_error() || status.is_server_error()) && !is_page {
         let text = match response.extensions_mut().remove::<ErrorText>() {
             Some(ErrorText(text)) => text,
             None => status
@@ -237,7 +239,7 @@ async fn finish(State(web): State<Arc<Web>>, request: Request, next: Next) -> Re
         };
         let mut body = match is_api {
             true => super::api::json(&ErrorMessage { error: text }),
-            false => error_page(&text),
+            false => super::pages::error(web.base_path().as_str(), status, &text),
         };
         *body.status_mut() = status;
         if is_head {
@@ -259,27 +261,6 @@ async fn finish(State(web): State<Arc<Web>>, request: Request, next: Next) -> Re
         .entry(header::CACHE_CONTROL)
         .or_insert(HeaderValue::from_static("no-store"));
     response
-}
-
-/// Page with the text of an error.
-fn error_page(text: &str) -> Response {
-    let mut escaped = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            '\'' => escaped.push_str("&#39;"),
-            other => escaped.push(other),
-        }
-    }
-    let page = format!(
-        "<!doctype html>\n<html lang=\"en\">\n<head><meta charset=\"utf-8\"><title>ccat-transfer</title></head>\n\
-         <body><main><h1>ccat-transfer</h1><p>{escaped}</p></main></body>\n</html>\n"
-    );
-    let html = HeaderValue::from_static("text/html; charset=utf-8");
-    ([(header::CONTENT_TYPE, html)], page).into_response()
 }
 
 #[cfg(test)]
