@@ -71,7 +71,7 @@ if ((free < NEEDED_MB)); then
 fi
 
 printf '== what is missing\n'
-install_missing promtool=prometheus pgbouncer=pgbouncer logrotate=logrotate
+install_missing promtool=prometheus pgbouncer=pgbouncer logrotate=logrotate "${BROWSER[@]}"
 make_python
 CELERY_VERSIONS=${CELERY_VERSIONS:-}
 CELERY_VERSIONS=${CELERY_VERSIONS//,/ }

@@ -78,6 +78,10 @@ find_python() {
 
 RABBITMQ_SERVER_PROGRAM=/usr/lib/rabbitmq/bin/rabbitmq-server # /usr/sbin's switches to user rabbitmq
 
+# Arguments of `install_missing` for the browser of the tests of the status page, and for its pictures.
+# shellcheck disable=SC2034 # for the scripts that source this one
+BROWSER=(chromium=chromium chromedriver=chromium-driver)
+
 need_compiler() {
   command -v cargo >/dev/null || die "cargo is not on PATH" \
     "Install Rust (https://rustup.rs) and open a new shell."
