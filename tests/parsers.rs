@@ -16,8 +16,8 @@
 use std::io::Write as _;
 
 use ccat_transfer::settings;
-use ccat_transfer::transfer::bbcp::outcome::{CopyPaths, Exit, FailureClassifier};
-use ccat_transfer::transfer::bbcp::output::{Event, parse};
+use ccat_transfer::transfer::copying::bbcp::outcome::{CopyPaths, Exit, FailureClassifier};
+use ccat_transfer::transfer::copying::bbcp::output::{Event, parse};
 use ccat_transfer::transfer::endpoint::{AbsolutePath, Host, TemporaryName, is_login};
 use ccat_transfer::transfer::failures::Role;
 use ccat_transfer::transfer::lines::Lines;

@@ -10,7 +10,7 @@ use humansize::{BINARY, format_size};
 use super::locations::failed;
 use super::{Outcome, Verdict};
 use crate::settings::Bbcp;
-use crate::transfer::bbcp;
+use crate::transfer::copying::bbcp;
 use crate::transfer::endpoint::Remote;
 use crate::transfer::failures::{THIS_HOST, TransferError};
 use crate::transfer::link_probe::{

@@ -11,7 +11,7 @@ use entity::StorageType;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::bbcp::command::CONFIG_VARIABLE;
+use super::copying::bbcp::command::CONFIG_VARIABLE;
 use super::endpoint::{AbsolutePath, Endpoint, Links, ReadOptions, Remote, Target, TemporaryName};
 use super::failures::{Role, THIS_HOST, TransferError};
 use super::id::{AttemptNumber, TransferId};

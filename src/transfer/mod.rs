@@ -10,7 +10,7 @@
 //! | [`attempt`] | the order of the steps, the stop and the result of an attempt |
 //! | [`lease_renewer`] | renews the lease while the attempt runs |
 //! | [`attempt::prepare`](attempt) | rows, plan ([`plan`]), claim, checks of both ends ([`endpoint`]), removal of leftovers |
-//! | [`attempt::copy`](attempt) | copy ([`copying`], [`bbcp`]) to a temporary name |
+//! | [`attempt::copy`](attempt) | copy ([`copying`]) to a temporary name |
 //! | [`attempt::verify`](attempt) | size and digest at both ends |
 //! | [`attempt::publish`](attempt) | rename, commit of the row ([`repository`]) |
 //! | [`attempt::removal`](attempt) | removal of files that no attempt will complete |
@@ -19,7 +19,6 @@
 
 mod acquire;
 pub mod attempt;
-pub mod bbcp;
 pub mod copying;
 pub mod database;
 pub mod database_retry;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use ccat_transfer::transfer::bbcp;
+use ccat_transfer::transfer::copying::bbcp;
 use ccat_transfer::transfer::endpoint::ReadOptions;
 use futures_util::future::join_all;
 use nix::sys::signal::{Signal, kill};

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use ccat_transfer::settings::DigestAlgorithm;
-use ccat_transfer::transfer::bbcp;
+use ccat_transfer::transfer::copying::bbcp;
 use ccat_transfer::transfer::endpoint::{Facts, FileKind, ReadOptions, Target, TemporaryName};
 use ccat_transfer::transfer::failures::{Role, TransferError};
 use ccat_transfer::transfer::id::AttemptNumber;

@@ -14,7 +14,7 @@ use super::super::{CliError, Context, output};
 use super::{Name, from_file, known};
 use crate::advice;
 use crate::settings::Settings;
-use crate::transfer::bbcp;
+use crate::transfer::copying::bbcp;
 use crate::transfer::failures::TransferError;
 use crate::transfer::link::{LinkName, Overrides};
 use crate::transfer::link_probe::{

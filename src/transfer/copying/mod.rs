@@ -9,10 +9,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::bbcp;
 use super::failures::TransferError;
 use super::plan::Plan;
 
+pub mod bbcp;
 mod log;
 mod places;
 mod ssh_stream;

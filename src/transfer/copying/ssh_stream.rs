@@ -18,10 +18,10 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::bbcp;
 use super::{CopyLog, CopyProgress, Footprint, Limits, Report, StopReason, Watchdog};
 use crate::faults::fault_point;
 use crate::process::{Group, command};
-use crate::transfer::bbcp;
 use crate::transfer::endpoint::{
     AbsolutePath, CopySession, Directory, Remote, StreamCommand, StreamEnd, refused, unreadable,
 };

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde::Serialize;
 
-use crate::transfer::bbcp::size;
+use crate::transfer::copying::bbcp::size;
 
 /// Names below `/proc/sys`, in the order in which they are shown.
 pub(crate) const NAMES: [&str; 5] = [

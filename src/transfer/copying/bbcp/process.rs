@@ -20,6 +20,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout, t
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::super::{CopyLog, CopyProgress, Footprint, Limits, Report, StopReason, Watchdog};
 use super::announcement;
 use super::command::{CONFIG_VARIABLE, Invocation};
 use super::outcome::{CopyPaths, Exit, FailureClassifier};
@@ -27,9 +28,6 @@ use super::output::{Event, parse};
 use crate::faults::fault_point;
 use crate::process::{Group, guarded_command};
 use crate::settings::Slowness;
-use crate::transfer::copying::{
-    CopyLog, CopyProgress, Footprint, Limits, Report, StopReason, Watchdog,
-};
 use crate::transfer::endpoint::{AbsolutePath, CopySession};
 use crate::transfer::failures::TransferError;
 use crate::transfer::lines::Lines;
