@@ -196,7 +196,11 @@ impl Snapshots {
         let (ended, unreachable) = part.latest(PATIENCE).await;
         let mut throughput = match ended {
             Some(ended) => ended.throughput.clone(),
-            None => return Err(unreachable.unwrap_or_else(|| self.source.silent()).into()),
+            None => {
+                return Err(unreachable
+                    .unwrap_or_else(|| self.source.silent(PATIENCE))
+                    .into());
+            }
         };
         throughput.links.retain(|link| {
             origin.is_none_or(|origin| link.origin == origin)
@@ -226,7 +230,7 @@ impl Snapshots {
         let search = search.clone();
         let found = self
             .source
-            .read(async move |repository: Repository| {
+            .answer(async move |repository: Repository| {
                 let now = repository.database().now().await?;
                 match repository.search(&search.request(now)).await {
                     Ok(found) => Ok(Ok(found)),
@@ -246,7 +250,7 @@ impl Snapshots {
     async fn read_transfer(&self, id: TransferId) -> Result<Option<Arc<Transfer>>, Unreachable> {
         let found = self
             .source
-            .read(async move |repository: Repository| {
+            .answer(async move |repository: Repository| {
                 let Some(detail) = repository.show(id).await? else {
                     return Ok(None);
                 };

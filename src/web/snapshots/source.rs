@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use tokio::sync::{OnceCell, watch};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::super::model::Unreachable;
 use crate::clock;
@@ -22,6 +22,9 @@ const CONNECTIONS: u32 = 4;
 
 /// Longest time limit for getting a connection. A statement has twice this time.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Longest wait of a request that has its own query. The server ends a connection after ten seconds without an answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Minimum age of data before they are read again.
 const MIN_AGE: Duration = Duration::from_secs(1);
@@ -60,6 +63,7 @@ impl Source {
     where
         F: Future<Output = Result<T, DatabaseError>>,
     {
+        let begin = clock::now();
         let reading = async {
             let repository = self.repository.get_or_try_init(|| self.open()).await?;
             let read = work(repository.clone()).await;
@@ -71,10 +75,26 @@ impl Source {
                 Ok(value)
             }
             Err(error) => Err(Unreachable {
-                since: *lock(&self.failing_since).get_or_insert_with(clock::now),
+                since: *lock(&self.failing_since).get_or_insert(begin),
                 error,
             }),
         }
+    }
+
+    /// Reads from the database for one request, which waits for a limited time.
+    ///
+    /// # Errors
+    /// The errors of [`Self::read`], or there was no answer in time.
+    pub(super) async fn answer<T, F>(
+        &self,
+        work: impl FnOnce(Repository) -> F,
+    ) -> Result<T, Unreachable>
+    where
+        F: Future<Output = Result<T, DatabaseError>>,
+    {
+        timeout(ANSWER_TIMEOUT, self.read(work))
+            .await
+            .unwrap_or_else(|_| Err(self.silent(ANSWER_TIMEOUT)))
     }
 
     async fn open(&self) -> Result<Repository, String> {
@@ -91,11 +111,11 @@ impl Source {
             })
     }
 
-    /// The state while there is no answer.
-    pub(super) fn silent(&self) -> Unreachable {
+    /// The state while there is no answer for some time.
+    pub(super) fn silent(&self, time: Duration) -> Unreachable {
         Unreachable {
             since: *lock(&self.failing_since).get_or_insert_with(clock::now),
-            error: "no answer yet".to_owned(),
+            error: format!("no answer within {}", humantime::format_duration(time)),
         }
     }
 }
