@@ -18,8 +18,8 @@ use crate::transfer::repository::{TransferDetail, TransferSummary};
 /// State of the whole system.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct Overview {
-    /// Time of the data, by the database's clock.
-    pub at: DateTime<Utc>,
+    /// Time of the data, by the database's clock; null if the database has not been read yet, so that nothing is known.
+    pub at: Option<DateTime<Utc>>,
     /// Present if the database cannot be reached; the data are then those of `at`.
     pub unreachable: Option<Unreachable>,
     /// Summary in one sentence.
@@ -41,8 +41,8 @@ pub struct Overview {
 /// The links.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct Links {
-    /// Time of the data.
-    pub at: DateTime<Utc>,
+    /// Time of the data; null if the database has not been read yet.
+    pub at: Option<DateTime<Utc>>,
     /// Present if the database cannot be reached; the data are then those of `at`.
     pub unreachable: Option<Unreachable>,
     /// The links, by name.
@@ -52,8 +52,8 @@ pub struct Links {
 /// The problems.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct Problems {
-    /// Time of the data.
-    pub at: DateTime<Utc>,
+    /// Time of the data; null if the database has not been read yet.
+    pub at: Option<DateTime<Utc>>,
     /// Present if the database cannot be reached; the data are then those of `at`.
     pub unreachable: Option<Unreachable>,
     /// Problems by cause: those that require an action first.
@@ -63,8 +63,8 @@ pub struct Problems {
 /// The workers and managers.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct Programs {
-    /// Time of the data.
-    pub at: DateTime<Utc>,
+    /// Time of the data; null if the database has not been read yet.
+    pub at: Option<DateTime<Utc>>,
     /// Present if the database cannot be reached; the data are then those of `at`.
     pub unreachable: Option<Unreachable>,
     /// Workers and managers of the last days; null if the database has no table for them.

@@ -17,7 +17,7 @@ use crate::transfer::link::{Link, LinkName};
 use crate::transfer::repository::{
     Cause, EndedCount, PROGRAM_INTERVAL, TransferCount, TransferEnd, TransferSummary,
 };
-use crate::{advice, clock, display};
+use crate::{advice, display};
 
 /// Name of a site whose row no longer exists.
 const UNKNOWN_SITE: &str = "?";
@@ -114,7 +114,7 @@ pub(super) fn compose(inputs: &Inputs) -> Overview {
     let counts = counted.map(counts);
     let Some(live) = inputs.live.as_deref() else {
         return Overview {
-            at: clock::now(),
+            at: None,
             unreachable: inputs.unreachable.clone(),
             verdict: unknown(inputs.unreachable.as_ref()),
             counts,
@@ -138,7 +138,7 @@ pub(super) fn compose(inputs: &Inputs) -> Overview {
         None => verdict(&problems, &links, counted.is_some(), &running, &last_24h),
     };
     Overview {
-        at: live.at,
+        at: Some(live.at),
         unreachable: inputs.unreachable.clone(),
         verdict,
         counts,

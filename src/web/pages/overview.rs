@@ -37,10 +37,13 @@ impl Sections {
             .iter()
             .partition(|group| group.requires_action);
         let programs = overview.programs.as_deref().map(shown);
+        let is_read = overview.at.is_some();
         Ok(Self {
             verdict: VerdictSection { overview, level }.render()?.into(),
             problems: ProblemsSection {
                 base,
+                is_read,
+                is_counted: overview.counts.is_some(),
                 actions,
                 waits,
             }
@@ -48,7 +51,7 @@ impl Sections {
             .into(),
             running: RunningSection { base, overview }.render()?.into(),
             links: LinksSection { base, overview }.render()?.into(),
-            programs: ProgramsSection { programs }.render()?.into(),
+            programs: ProgramsSection { is_read, programs }.render()?.into(),
         })
     }
 
@@ -104,6 +107,8 @@ struct VerdictSection<'a> {
 #[template(path = "sections/problems.html")]
 struct ProblemsSection<'a> {
     base: &'a str,
+    is_read: bool,
+    is_counted: bool,
     actions: Vec<&'a ProblemGroup>,
     waits: Vec<&'a ProblemGroup>,
 }
@@ -125,6 +130,7 @@ struct LinksSection<'a> {
 #[derive(Template)]
 #[template(path = "sections/programs.html")]
 struct ProgramsSection<'a> {
+    is_read: bool,
     programs: Option<Vec<&'a ProgramState>>,
 }
 
@@ -134,6 +140,7 @@ struct OverviewPage<'a> {
     page: Page<'a>,
     overview: &'a Overview,
     sections: &'a Sections,
+    is_day_read: bool,
     plots: Vec<Plot<'a>>,
     counts: Vec<(&'static str, u64)>,
 }
@@ -170,6 +177,7 @@ pub(super) fn render(
         },
         overview,
         sections,
+        is_day_read: day.is_some(),
         plots,
         counts,
     };

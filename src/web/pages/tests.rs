@@ -108,7 +108,7 @@ fn overview_data() -> Overview {
         running_transfers: 1,
     };
     Overview {
-        at: at(),
+        at: Some(at()),
         unreachable: Some(Unreachable {
             since: at(),
             error: hostile(),
@@ -392,4 +392,31 @@ async fn the_next_page_is_the_same_search() {
     let next = "transfers?status=FAILED&#38;status=PENDING&#38;package=a%26b&#38;cursor=9";
     assert!(page.contains(next), "{page}");
     assert_eq!(page.matches(" checked").count(), 2, "{page}");
+}
+
+#[tokio::test]
+async fn nothing_is_said_of_a_database_that_was_not_read() {
+    let unread = Overview {
+        at: None,
+        counts: None,
+        running: Vec::new(),
+        links: Vec::new(),
+        problems: Vec::new(),
+        programs: None,
+        last_24h: Vec::new(),
+        ..overview_data()
+    };
+    let sections = Sections::render(BASE, &unread).unwrap();
+    let page = html(overview::render(BASE, &unread, &sections, None)).await;
+    assert_eq!(page.matches("<p>Not known: ").count(), 6, "{page}");
+    for wrong in [
+        "Nothing:",
+        "No copy",
+        "no link",
+        "No package",
+        "no table",
+        "being counted",
+    ] {
+        assert!(!page.contains(wrong), "{wrong}");
+    }
 }
