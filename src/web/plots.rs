@@ -3,7 +3,7 @@
 use std::io;
 use std::ops::Range;
 
-use chrono::{DateTime, Days, TimeDelta, Utc};
+use chrono::{DateTime, Days, SubsecRound as _, TimeDelta, Utc};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
@@ -13,7 +13,7 @@ const WIDTH: u32 = 400;
 const HEIGHT: u32 = 190;
 /// Height of the upper part, with what arrived. The lower part has the failures and the labels of the time axis.
 const ARRIVALS_HEIGHT: i32 = 120;
-const LEFT: i32 = 62;
+const LEFT: i32 = 70;
 const RIGHT: i32 = 22;
 const FONT_SIZE: i32 = 13;
 
@@ -81,24 +81,25 @@ impl TimeAxis {
             Period::Week => (TimeDelta::days(1), TimeDelta::days(2)),
             Period::Month => (TimeDelta::days(1), TimeDelta::days(7)),
         };
+        // The axis has whole seconds.
+        let (start, end) = (time.start.trunc_subsecs(0), time.end.trunc_subsecs(0));
         // From a midnight before the start, so that a tick has the same place in the day everywhere.
-        let midnight = time
-            .start
+        let midnight = start
             .date_naive()
             .checked_sub_days(Days::new(1))
             .and_then(|day| day.and_hms_opt(0, 0, 0))
-            .map_or(time.start, |day| day.and_utc());
+            .map_or(start, |day| day.and_utc());
         let mut ticks = Vec::new();
         let mut tick = midnight + first;
-        while tick <= time.end {
-            if tick >= time.start {
-                ticks.push((tick - time.start).num_seconds());
+        while tick <= end {
+            if tick >= start {
+                ticks.push((tick - start).num_seconds());
             }
             tick += interval;
         }
         Self {
-            start: time.start,
-            length: (time.end - time.start).num_seconds().max(1),
+            start,
+            length: (end - start).num_seconds().max(1),
             step: TimeDelta::from_std(period.bucket()).unwrap_or_default(),
             ticks,
             period,
@@ -262,7 +263,7 @@ mod tests {
     use super::*;
 
     fn plot(period: Period, values: &[(u64, u64)]) -> String {
-        let end: DateTime<Utc> = "2026-12-01T05:07:09Z".parse().unwrap();
+        let end: DateTime<Utc> = "2026-12-01T05:07:09.7Z".parse().unwrap();
         let start = end - TimeDelta::from_std(period.length()).unwrap();
         let bucket = TimeDelta::from_std(period.bucket()).unwrap();
         let mut at = start - TimeDelta::minutes(7);

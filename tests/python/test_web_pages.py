@@ -225,8 +225,8 @@ def test_viewers_do_not_slow_copies(web, shared_deployment, history):
     alone = seconds_of_a_copy()
     viewers = Viewers(f"{web}/events", VIEWERS)
     try:
-        # Each of them has the five sections.
-        until(lambda: min(viewers.events) >= 5, "every viewer has the page", 60)
+        # Each of them has the six sections.
+        until(lambda: min(viewers.events) >= 6, "every viewer has the page", 60)
         before = list(viewers.events)
         watched = seconds_of_a_copy()
         until(lambda: all(now > then for now, then in zip(viewers.events, before)), "every viewer sees it", 30)

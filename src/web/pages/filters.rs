@@ -212,6 +212,13 @@ fn split(text: &str) -> Vec<Part> {
     parts
 }
 
+/// The words of a command, each as `clean` shows it.
+#[filter_fn]
+pub(super) fn words(text: impl Display, _: &dyn Values) -> Result<Vec<String>> {
+    let text = visible(&text.to_string()).into_owned();
+    Ok(text.split(' ').map(str::to_owned).collect())
+}
+
 /// The command that ends the pause of a link.
 #[filter_fn]
 pub(super) fn resume(link: &LinkState, _: &dyn Values) -> Result<String> {

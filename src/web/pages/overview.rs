@@ -23,6 +23,7 @@ pub(in crate::web) struct Sections {
     running: Arc<str>,
     links: Arc<str>,
     programs: Arc<str>,
+    counts: Arc<str>,
 }
 
 impl Sections {
@@ -52,17 +53,25 @@ impl Sections {
             running: RunningSection { base, overview }.render()?.into(),
             links: LinksSection { base, overview }.render()?.into(),
             programs: ProgramsSection { is_read, programs }.render()?.into(),
+            counts: CountsSection {
+                base,
+                overview,
+                counts: counts(overview),
+            }
+            .render()?
+            .into(),
         })
     }
 
     /// The sections with their ids in the page, which are also the names of their events.
-    pub(in crate::web) fn by_id(&self) -> [(&'static str, &Arc<str>); 5] {
+    pub(in crate::web) fn by_id(&self) -> [(&'static str, &Arc<str>); 6] {
         [
             ("verdict", &self.verdict),
             ("problems", &self.problems),
             ("running", &self.running),
             ("links", &self.links),
             ("programs", &self.programs),
+            ("counts", &self.counts),
         ]
     }
 }
@@ -135,6 +144,27 @@ struct ProgramsSection<'a> {
 }
 
 #[derive(Template)]
+#[template(path = "sections/counts.html")]
+struct CountsSection<'a> {
+    base: &'a str,
+    overview: &'a Overview,
+    counts: Vec<(&'static str, u64)>,
+}
+
+/// Numbers of transfers by status; none until they are counted for the first time.
+fn counts(overview: &Overview) -> Vec<(&'static str, u64)> {
+    overview.counts.map_or_else(Vec::new, |counts| {
+        vec![
+            ("PENDING", counts.pending),
+            ("SCHEDULED", counts.scheduled),
+            ("IN_PROGRESS", counts.in_progress),
+            ("COMPLETED", counts.completed),
+            ("FAILED", counts.failed),
+        ]
+    })
+}
+
+#[derive(Template)]
 #[template(path = "overview.html")]
 struct OverviewPage<'a> {
     page: Page<'a>,
@@ -142,7 +172,6 @@ struct OverviewPage<'a> {
     sections: &'a Sections,
     is_day_read: bool,
     plots: Vec<Plot<'a>>,
-    counts: Vec<(&'static str, u64)>,
 }
 
 /// Renders the overview. `day` is the throughput of the last 24 hours.
@@ -161,15 +190,6 @@ pub(super) fn render(
             }
         }
     }
-    let counts = overview.counts.map_or_else(Vec::new, |counts| {
-        vec![
-            ("PENDING", counts.pending),
-            ("SCHEDULED", counts.scheduled),
-            ("IN_PROGRESS", counts.in_progress),
-            ("COMPLETED", counts.completed),
-            ("FAILED", counts.failed),
-        ]
-    });
     let page = OverviewPage {
         page: Page {
             base,
@@ -179,7 +199,6 @@ pub(super) fn render(
         sections,
         is_day_read: day.is_some(),
         plots,
-        counts,
     };
     answer(StatusCode::OK, page.render())
 }

@@ -17,6 +17,7 @@ use crate::transfer::repository::{ActionRecord, AttemptRecord, LocationRecord, T
 struct TransferPage<'a> {
     page: Page<'a>,
     id: String,
+    file_name: Option<&'a str>,
     status: &'a str,
     /// True if the state will change.
     is_open: bool,
@@ -232,6 +233,11 @@ pub(super) fn render(base: &str, transfer: &Transfer) -> Response {
     let page = TransferPage {
         page: Page { base, current: "" },
         id: detail.transfer.id.to_string(),
+        file_name: detail
+            .transfer
+            .package
+            .as_ref()
+            .map(|package| package.file_name.as_str()),
         status: detail.transfer.status.as_str(),
         is_open: !matches!(status, Some(Status::Completed | Status::Failed)),
         why: &transfer.explanation.why,
