@@ -4,6 +4,7 @@
 # All servers and files are private and removed at the end. Needs Debian 12 or newer, Rust and a C compiler.
 #
 #   BROKER=redis         Redis as the broker and for results, instead of RabbitMQ
+#   WAIT=1               keep the page and all others until Enter is pressed
 #   BBCP=/path/to/bbcp   the bbcp to use; else the one on PATH, else the project's test double
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -24,7 +25,7 @@ indent() { sed 's/^/   /'; }
 
 failed() {
   local log
-  for log in manager worker "$BROKER"; do
+  for log in manager worker web "$BROKER"; do
     if [[ -s $RUN_DIR/$log.log ]]; then
       printf '\nend of %s.log:\n' "$log" >&2
       tail -n 15 "$RUN_DIR/$log.log" >&2
@@ -107,6 +108,12 @@ AWAIT_PID=$SPAWNED_PID AWAIT_LOG=$RUN_DIR/worker.log await 20 "the worker did no
   grep -q 'worker ready' "$RUN_DIR/worker.log"
 note "ready, listening to queue $QUEUE"
 
+free_port; PAGE=127.0.0.1:$PORT
+shown "ccat-transfer web --listen $PAGE"
+spawn web ccat-transfer --config config.toml web --listen "$PAGE"
+AWAIT_PID=$SPAWNED_PID AWAIT_LOG=$RUN_DIR/web.log await 20 "the page is not served" port_answers "$PORT"
+note "the page of the system, until the demo ends: http://$PAGE/"
+
 chapter "5. Three ways to start a transfer"
 note "The manager finds a waiting transfer:"
 shown "ccat-transfer transfers create --package packages/night-1.tar --from ccat/buffer --to cologne/buffer"
@@ -147,9 +154,13 @@ done
 note "Python got: $(tail -n 1 "$RUN_DIR/python.log")"
 note "Rust got:   $(tail -n 1 "$RUN_DIR/rust.log")"
 
-chapter "7. The database"
+chapter "7. The database and the page"
 shown "ccat-transfer transfers list"
 transfer transfers list | indent
+VERDICT='import json, sys, urllib.request
+print(json.load(urllib.request.urlopen(sys.argv[1], timeout=10))["verdict"]["text"])'
+verdict=$("$TEST_PYTHON" -c "$VERDICT" "http://$PAGE/api/v1/overview") || failed "the page does not answer"
+note "the page says: $verdict"
 
 chapter "8. The digests by sha256sum"
 same=yes
@@ -164,6 +175,11 @@ done
 [[ $same == yes ]] || failed "the digests differ"
 left=$(find cologne -name '.*' -type f)
 [[ -z $left ]] || failed "temporary files are left: $left"
+
+if [[ -n ${WAIT:-} ]]; then
+  note "the page is still at http://$PAGE/; Enter ends the demo"
+  read -r
+fi
 
 say
 say "demo: ok"
