@@ -62,6 +62,10 @@ def paths(transfers):
         "search by error": "/api/v1/transfers?error=origin_missing",
         "a completed transfer": f"/api/v1/transfers/{transfers // 2}",
         "a waiting transfer": f"/api/v1/transfers/{transfers}",
+        "page: overview": "/",
+        "page: link": "/links/ccat/cologne",
+        "page: search by state": "/transfers?status=FAILED",
+        "page: a waiting transfer": f"/transfers/{transfers - 1}",
     }
 
 

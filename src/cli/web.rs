@@ -49,9 +49,12 @@ pub(super) async fn run(context: &Context, arguments: &WebArguments) -> Result<E
     let end = process
         .serve(&health, None, async |shutdown: Shutdown| {
             let web = Web::new(&context.settings, arguments.base_path.clone(), token);
-            let server = HttpServer::start("--listen", arguments.listen, web::router(web))
+            let pages = web::router(web.clone());
+            let server = HttpServer::start("--listen", arguments.listen, pages)
                 .await
                 .map_err(ProcessError::from)?;
+            // The first viewer need not wait for the connection to the database.
+            tokio::spawn(async move { web.snapshots().overview().await });
             let address = server.address().unwrap_or(arguments.listen);
             tracing::info!(
                 url = format!("http://{address}{}/", arguments.base_path),

@@ -13,8 +13,11 @@ use entity::data_transfer;
 use super::{Filter, ListError, Listing, Repository, TransferSummary};
 use crate::transfer::id::TransferId;
 
-/// Number of ids in the first range. Each further one is twice as long.
+/// Number of ids in the first range. A further one is twice as long, unless this may take too long.
 const FIRST_RANGE: i64 = 20_000;
+
+/// A range is not made longer if the last one has taken more than this part of the time of a search.
+const SHARE_OF_RANGE: u32 = 4;
 
 /// Request for a part of the transfers that a filter selects, the newest first.
 #[derive(Debug, Clone, Default)]
@@ -70,6 +73,7 @@ impl Repository {
                 limit: Some(search.limit.saturating_add(1) - found(&transfers)),
                 ..Listing::default()
             };
+            let begin_of_range = Instant::now();
             transfers.extend(self.list(&listing).await?);
             if transfers.len() > wanted {
                 transfers.truncate(wanted);
@@ -79,7 +83,9 @@ impl Repository {
                 });
             }
             below = from;
-            range = range.saturating_mul(2);
+            if begin_of_range.elapsed() < search.time / SHARE_OF_RANGE {
+                range = range.saturating_mul(2);
+            }
             if begin.elapsed() >= search.time {
                 break;
             }

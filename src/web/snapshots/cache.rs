@@ -17,6 +17,7 @@ const MAX_ENTRIES: usize = 256;
 
 /// A cache in which the same question is asked once at a time.
 pub(super) struct Cache<K, V> {
+    kept: Duration,
     entries: Mutex<HashMap<K, Entry<V>>>,
 }
 
@@ -28,6 +29,7 @@ struct Entry<V> {
 impl<K, V> Default for Cache<K, V> {
     fn default() -> Self {
         Self {
+            kept: KEPT,
             entries: Mutex::default(),
         }
     }
@@ -59,7 +61,7 @@ impl<K: Eq + Hash, V: Clone> Cache<K, V> {
         }
         let answer = Arc::new(OnceCell::new());
         let entry = Entry {
-            ends: now + KEPT,
+            ends: now + self.kept,
             answer: answer.clone(),
         };
         entries.insert(question, entry);
@@ -73,19 +75,30 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn same_question_is_asked_once_in_a_second() {
-        let cache = Cache::default();
+    /// Numbers of the answers to two questions at once, to another one, and to the first one again.
+    async fn answers(kept: Duration) -> [u32; 4] {
+        let cache = Cache {
+            kept,
+            ..Cache::default()
+        };
         let asked = AtomicU32::new(0);
         let ask = || async {
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::task::yield_now().await;
             asked.fetch_add(1, Ordering::Relaxed) + 1
         };
         let (one, two) = tokio::join!(cache.get("a", ask), cache.get("a", ask));
-        assert_eq!((one, two), (1, 1));
-        assert_eq!(cache.get("b", ask).await, 2);
-        tokio::time::advance(KEPT).await;
-        assert_eq!(cache.get("a", ask).await, 3);
-        assert_eq!(cache.entries.lock().map_or(0, |entries| entries.len()), 1);
+        [
+            one,
+            two,
+            cache.get("b", ask).await,
+            cache.get("a", ask).await,
+        ]
+    }
+
+    #[tokio::test]
+    async fn same_question_is_asked_once_while_its_answer_is_kept() {
+        assert_eq!(answers(Duration::from_secs(3600)).await, [1, 1, 2, 1]);
+        let [.., other, again] = answers(Duration::ZERO).await;
+        assert!(again > other);
     }
 }

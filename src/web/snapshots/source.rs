@@ -131,6 +131,8 @@ struct Shared<T> {
     read: Box<dyn Fn() -> Reading<T> + Send + Sync>,
     /// The data are not read again before this multiple of the time that reading them has taken.
     rest: u32,
+    /// The data are not read again before this time.
+    min_age: Duration,
     state: Mutex<State<T>>,
     /// Changes whenever the data were read.
     ended: watch::Sender<()>,
@@ -177,17 +179,22 @@ impl<T: Send + Sync + 'static> Part<T> {
         F: Future<Output = Result<T, DatabaseError>> + Send + 'static,
     {
         let source = source.clone();
-        Self::of(rest, move || {
+        Self::of(rest, MIN_AGE, move || {
             let (source, read) = (source.clone(), read.clone());
             Box::pin(async move { source.read(read).await })
         })
     }
 
-    fn of(rest: u32, read: impl Fn() -> Reading<T> + Send + Sync + 'static) -> Self {
+    fn of(
+        rest: u32,
+        min_age: Duration,
+        read: impl Fn() -> Reading<T> + Send + Sync + 'static,
+    ) -> Self {
         Self {
             shared: Arc::new(Shared {
                 read: Box::new(read),
                 rest,
+                min_age,
                 state: Mutex::new(State {
                     value: None,
                     failure: None,
@@ -269,7 +276,7 @@ impl<T> Shared<T> {
                 Duration::ZERO
             }
         };
-        state.current_until = Some(now + rest.max(MIN_AGE));
+        state.current_until = Some(now + rest.max(self.min_age));
     }
 }
 
@@ -295,15 +302,16 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(2);
+    const PATIENCE: Duration = Duration::from_secs(60);
+    const FOR_EVER: Duration = Duration::from_secs(3600);
 
-    /// Data that count how often they were read. Reading takes `time`, and fails from the time `fails_from` on.
-    fn counting(rest: u32, time: Duration, fails_from: u32) -> Part<u32> {
+    /// Data that count how often they were read. Reading fails from the time `fails_from` on.
+    fn counting(rest: u32, min_age: Duration, fails_from: u32) -> Part<u32> {
         let count = Arc::new(AtomicU32::new(0));
-        Part::of(rest, move || {
+        Part::of(rest, min_age, move || {
             let number = count.fetch_add(1, Ordering::Relaxed) + 1;
             Box::pin(async move {
-                tokio::time::sleep(time).await;
+                tokio::time::sleep(Duration::from_millis(5)).await;
                 match number < fails_from {
                     true => Ok(number),
                     false => Err(Unreachable {
@@ -315,49 +323,53 @@ mod tests {
         })
     }
 
-    async fn newest(part: &Part<u32>) -> (Option<u32>, Option<String>) {
-        let (value, failure) = part.newest(PATIENCE).await;
+    async fn newest(part: &Part<u32>, patience: Duration) -> (Option<u32>, Option<String>) {
+        let (value, failure) = part.newest(patience).await;
         (value.as_deref().copied(), failure.map(|f| f.error))
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn all_viewers_share_one_read_a_second() {
-        let part = counting(1, Duration::from_millis(10), u32::MAX);
-        let (one, two) = tokio::join!(newest(&part), newest(&part));
+    #[tokio::test]
+    async fn all_viewers_share_one_read() {
+        let part = counting(0, FOR_EVER, u32::MAX);
+        let (one, two) = tokio::join!(newest(&part, PATIENCE), newest(&part, PATIENCE));
         assert_eq!((one, two), ((Some(1), None), (Some(1), None)));
-        assert_eq!(newest(&part).await, (Some(1), None));
-        tokio::time::advance(MIN_AGE).await;
-        assert_eq!(newest(&part).await, (Some(2), None));
+        assert_eq!(newest(&part, PATIENCE).await, (Some(1), None));
+        let part = counting(0, Duration::ZERO, u32::MAX);
+        assert_eq!(newest(&part, PATIENCE).await, (Some(1), None));
+        assert_eq!(newest(&part, PATIENCE).await, (Some(2), None));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn expensive_data_are_read_seldom_and_in_the_background() {
-        let part = counting(SHARE, Duration::from_millis(500), u32::MAX);
-        let latest = async || part.latest(PATIENCE).await.0.as_deref().copied();
-        assert_eq!(latest().await, Some(1));
-        tokio::time::advance(Duration::from_millis(9_900)).await;
-        assert_eq!(latest().await, Some(1));
-        tokio::time::advance(Duration::from_millis(100)).await;
-        assert_eq!(latest().await, Some(1), "it does not wait");
-        tokio::time::sleep(Duration::from_millis(501)).await;
-        assert_eq!(latest().await, Some(2));
+        let latest = async |part: &Part<u32>| part.latest(PATIENCE).await.0.as_deref().copied();
+        let part = counting(1_000_000, Duration::ZERO, u32::MAX);
+        assert_eq!(latest(&part).await, Some(1));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(newest(&part, PATIENCE).await, (Some(1), None));
+        let part = counting(0, Duration::ZERO, u32::MAX);
+        assert_eq!(latest(&part).await, Some(1));
+        assert_eq!(latest(&part).await, Some(1), "it does not wait");
+        while latest(&part).await == Some(1) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn last_data_remain_after_a_failure() {
-        let part = counting(1, Duration::from_millis(1), 2);
-        assert_eq!(newest(&part).await, (Some(1), None));
-        tokio::time::advance(MIN_AGE).await;
-        assert_eq!(newest(&part).await, (Some(1), Some("gone".to_owned())));
+        let part = counting(0, Duration::ZERO, 2);
+        assert_eq!(newest(&part, PATIENCE).await, (Some(1), None));
+        let failed = (Some(1), Some("gone".to_owned()));
+        assert_eq!(newest(&part, PATIENCE).await, failed);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn silence_is_a_failure_without_another_wait() {
-        let part = counting(1, Duration::from_secs(60), u32::MAX);
-        let silent = Some("no answer within 2s".to_owned());
-        assert_eq!(newest(&part).await, (None, silent.clone()));
+        let part: Part<u32> = Part::of(0, Duration::ZERO, || Box::pin(std::future::pending()));
+        let patience = Duration::from_secs(1);
+        let silent = (None, Some("no answer within 1s".to_owned()));
+        assert_eq!(newest(&part, patience).await, silent);
         let before = Instant::now();
-        assert_eq!(newest(&part).await, (None, silent));
-        assert!(before.elapsed() < Duration::from_millis(10));
+        assert_eq!(newest(&part, patience).await, silent);
+        assert!(before.elapsed() < patience);
     }
 }
