@@ -105,6 +105,10 @@ pub struct Subscription {
     pub max_waiting_body_bytes: Option<usize>,
     /// Permits to hold a message, if their number is limited over all queues: each delivery then has one. Only Redis takes
     /// single messages; RabbitMQ sends them ahead.
+    #[cfg_attr(
+        not(feature = "redis"),
+        expect(dead_code, reason = "only Redis takes single messages")
+    )]
     pub(crate) permits: Option<Arc<Semaphore>>,
 }
 

@@ -51,6 +51,7 @@ impl TaskProcessing<'_> {
             let started = Instant::now();
             let (outcome, sent) = self.run().await;
             drop(slot);
+            runtime.in_flight.note_run(request);
             let conclusion = Conclusion::of_run(self, started.elapsed(), sent);
             let disposition = conclusion.conclude(outcome).await;
             span::note_disposition(disposition);

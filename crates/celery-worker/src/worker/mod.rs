@@ -6,7 +6,8 @@
 //!
 //! Every accepted message has an entry until it is settled. A delivery of a message that was accepted before (the
 //! broker redelivered it after a lost connection, or a producer sent it twice) joins that entry instead of running
-//! concurrently, and is settled with it. The identity of a message is a digest of everything that determines what
+//! concurrently, and is settled with it. Once the run has returned, the caller may know the result: a message that is
+//! then sent again, and not redelivered, is another task. The identity of a message is a digest of everything that determines what
 //! is executed and where the outcome is sent; a task id alone is not enough, so different tasks with one id run
 //! concurrently.
 

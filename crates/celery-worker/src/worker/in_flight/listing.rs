@@ -74,7 +74,7 @@ impl InFlight {
     /// The tasks that `wanted` selects. What is shown of them is made without the lock, which every message needs.
     fn snapshot(&self, wanted: impl Fn(Phase, &TaskMessage) -> bool) -> Vec<Snapshot> {
         let all = self.lock();
-        let tasks = all.tasks.values();
+        let tasks = all.each();
         let wanted = tasks.filter(|task| wanted(task.phase, &task.request.message));
         let snapshots = wanted.map(|task| Snapshot {
             phase: task.phase,

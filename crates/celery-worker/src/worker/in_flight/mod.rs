@@ -39,6 +39,8 @@ struct InFlightTask {
     progress: Option<Arc<Value>>,
     /// True if the acknowledgement before its end could not be sent.
     unsettled: bool,
+    /// True if its function has returned: its result may be known to others already.
+    has_run: bool,
     stop: Cancellation,
 }
 
@@ -83,6 +85,8 @@ pub(crate) struct InFlight {
 #[derive(Default)]
 struct All {
     tasks: HashMap<Identity, InFlightTask>,
+    /// Tasks that have run and are concluded while the same message, sent again, is in `tasks`.
+    displaced: Vec<InFlightTask>,
     /// Number of exempt deliveries.
     exempt: usize,
     ended: Ended,
@@ -107,6 +111,7 @@ impl InFlight {
         let mut all = self.lock();
         let All {
             tasks,
+            displaced,
             exempt,
             ended,
         } = &mut *all;
@@ -120,18 +125,25 @@ impl InFlight {
             delivery,
             exempt: false,
         };
+        let task = |deliveries| InFlightTask {
+            request: request.clone(),
+            phase: Phase::Reserved,
+            deliveries,
+            exempt: false,
+            acknowledged: false,
+            progress: None,
+            unsettled: false,
+            has_run: false,
+            stop: stop.clone(),
+        };
         match tasks.entry(request.identity) {
             Entry::Vacant(entry) => {
-                entry.insert(InFlightTask {
-                    request: request.clone(),
-                    phase: Phase::Reserved,
-                    deliveries: vec![held],
-                    exempt: false,
-                    acknowledged: false,
-                    progress: None,
-                    unsettled: false,
-                    stop: stop.clone(),
-                });
+                entry.insert(task(vec![held]));
+                Addition::First
+            }
+            // Sent by someone who may know the result, and wants the task to run again.
+            Entry::Occupied(mut entry) if entry.get().has_run && !request.redelivered => {
+                displaced.push(entry.insert(task(vec![held])));
                 Addition::First
             }
             Entry::Occupied(mut entry) => {
@@ -156,6 +168,14 @@ impl InFlight {
         }
     }
 
+    /// Notes that the function of a task has returned. The same message joins the task from now on only if it is
+    /// redelivered, and else is another task.
+    pub(crate) fn note_run(&self, request: &Arc<Request>) {
+        if let Some(task) = self.lock().find(request) {
+            task.has_run = true;
+        }
+    }
+
     /// Returns true while the broker does not redeliver a task's message. Otherwise this or another worker receives it
     /// again.
     pub(crate) fn is_held(&self, request: &Arc<Request>) -> bool {
@@ -168,23 +188,18 @@ impl InFlight {
     /// later are treated in the same way.
     pub(crate) fn set_exempt(&self, request: &Arc<Request>, exempt: bool) {
         let mut all = self.lock();
-        let All {
-            tasks,
-            exempt: count,
-            ..
-        } = &mut *all;
-        if let Some(task) = tasks.get_mut(&request.identity)
-            && task.is_of(request)
-        {
+        let mut count = all.exempt;
+        if let Some(task) = all.find(request) {
             task.exempt = exempt;
-            task.arrange(count, self.exempt_limit);
+            task.arrange(&mut count, self.exempt_limit);
         }
+        all.exempt = count;
     }
 
     /// Cancels the running tasks whose message `wanted` selects, without requeuing their messages. Returns their ids.
     pub(crate) fn terminate(&self, wanted: impl Fn(&TaskMessage) -> bool) -> Vec<String> {
         let mut stopped = Vec::new();
-        for task in self.lock().tasks.values() {
+        for task in self.lock().each() {
             let message = &task.request.message;
             if task.runs() && wanted(message) {
                 task.stop.stop(CancelReason::Terminated);
@@ -197,7 +212,7 @@ impl InFlight {
     /// Ids of the tasks whose message `wanted` selects, running or waiting.
     pub(crate) fn ids(&self, wanted: impl Fn(&TaskMessage) -> bool) -> Vec<String> {
         let all = self.lock();
-        let messages = all.tasks.values().map(|task| &task.request.message);
+        let messages = all.each().map(|task| &task.request.message);
         let ids: BTreeSet<&str> = messages
             .filter(|message| wanted(message))
             .map(|message| message.id.as_str())
@@ -208,8 +223,7 @@ impl InFlight {
     /// Ids of the running tasks.
     pub(crate) fn running(&self) -> HashSet<String> {
         self.lock()
-            .tasks
-            .values()
+            .each()
             .filter(|task| task.runs())
             .map(|task| task.request.message.id.clone())
             .collect()
@@ -273,7 +287,7 @@ impl InFlight {
     /// Number of running tasks.
     pub(crate) fn active(&self) -> usize {
         let all = self.lock();
-        all.tasks.values().filter(|task| task.runs()).count()
+        all.each().filter(|task| task.runs()).count()
     }
 
     fn lock(&self) -> MutexGuard<'_, All> {
@@ -289,17 +303,25 @@ impl All {
         deliveries.into_iter().map(|held| held.delivery).collect()
     }
 
+    /// All tasks.
+    fn each(&self) -> impl Iterator<Item = &InFlightTask> {
+        self.tasks.values().chain(&self.displaced)
+    }
+
     /// Removes the entry of exactly this request.
     fn remove(&mut self, request: &Arc<Request>) -> Option<InFlightTask> {
+        if let Some(index) = self.displaced.iter().position(|task| task.is_of(request)) {
+            return Some(self.displaced.swap_remove(index));
+        }
         self.find(request)?;
         self.tasks.remove(&request.identity)
     }
 
     /// The entry of exactly this request, not of another message of the same task.
     fn find(&mut self, request: &Arc<Request>) -> Option<&mut InFlightTask> {
-        self.tasks
-            .get_mut(&request.identity)
-            .filter(|task| task.is_of(request))
+        let current = self.tasks.get_mut(&request.identity);
+        let mut entries = current.into_iter().chain(&mut self.displaced);
+        entries.find(|task| task.is_of(request))
     }
 }
 
@@ -400,6 +422,27 @@ mod tests {
         assert_eq!(in_flight.release(&one).len(), 2);
         assert!(in_flight.release(&one).is_empty());
         assert_eq!(in_flight.release(&other).len(), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn message_that_is_sent_again_after_the_run_is_another_task() -> Result<(), &'static str> {
+        let in_flight = InFlight::new(10);
+        let task = request("a", "").ok_or(MISSING)?;
+        let again = request("a", "").ok_or(MISSING)?;
+        let mut redelivered = request("a", "").ok_or(MISSING)?;
+        Arc::get_mut(&mut redelivered).ok_or(MISSING)?.redelivered = true;
+        assert!(added(&in_flight, &task).0);
+        in_flight.note_run(&task);
+        assert!(!added(&in_flight, &redelivered).0);
+        assert!(added(&in_flight, &again).0);
+        // Both are in flight, and end separately.
+        assert_eq!(in_flight.activities().len(), 2);
+        in_flight.enter(&task, Phase::Active(crate::clock::now()));
+        assert_eq!(in_flight.active(), 1);
+        assert_eq!(in_flight.release(&task).len(), 2);
+        assert!(in_flight.release(&task).is_empty());
+        assert_eq!(in_flight.release(&again).len(), 1);
         Ok(())
     }
 
