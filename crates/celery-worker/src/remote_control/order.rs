@@ -3,8 +3,9 @@
 //! Both arrive in different queues. Before a task starts, a *marker* is published, which arrives behind every request
 //! that the broker had routed by then: with RabbitMQ in the queue of the requests itself, with Redis over the connection
 //! that receives them. This takes one round trip to the broker. Tasks that arrive until a marker is sent wait for the same
-//! one; those that arrive later need the next one. A busy worker publishes none: with many short tasks, a round trip for each would take a large part of the
-//! time. There, a request that was published a few milliseconds before a task may take effect after its start.
+//! one; those that arrive later need the next one. A busy worker publishes none: with many short tasks, a round trip for
+//! each would take a large part of the time. There, a request that was published a few milliseconds before a task may take
+//! effect after its start.
 
 use std::convert::Infallible;
 use std::time::Duration;

@@ -20,12 +20,12 @@ use super::runtime::Runtime;
 use super::schedule::Turn;
 use super::slots::Permit;
 use crate::broker::{Delivery, Disposition};
+use crate::clock;
 use celery_protocol::event::Event;
 
 impl Runtime {
     /// Processes one delivery, from receipt to settlement.
     pub(super) async fn receive(self: Arc<Self>, delivery: Delivery) {
-        self.request_order.follow().await;
         // The futures of the rare ways are boxed: they would enlarge the future of each delivery.
         match self.admit(delivery).await {
             Admission::Decoded {
@@ -82,6 +82,10 @@ impl Runtime {
     async fn process(&self, task: &TaskProcessing<'_>, mut permit: Option<Permit>) {
         let request = &task.request;
         fault_point!(TaskAccepted);
+        // Here the task is in the lists of `celery inspect` already. One that waits for its eta is checked after that.
+        if request.message.eta.is_none_or(|eta| eta <= clock::now()) {
+            self.request_order.follow().await;
+        }
         let turn = match self.skip_reason(&request.message) {
             Some(cause) => Turn::Skip(cause),
             None => {
