@@ -182,6 +182,8 @@ def remote_control(limited):
     revoke = lambda ids: json.dumps({"method": "revoke", "arguments": {"task_id": ids}, "destination": None}).encode()
     limited.hears("60 MB to the remote control", b"x" * 60_000_000)
     limited.hears("50,000 long ids to revoke", revoke([f"{number:0200}" for number in range(50_000)]))
+    # Tasks that earlier messages have sent would wait for the result backend, in all slots.
+    limited.until(lambda: limited.broker.unsettled(limited.queue) == limited.waiting, "earlier tasks have ended")
     limited.backend.pull(silently=True)
     limited.hears("100 ids to revoke without a result backend", revoke([str(uuid.uuid4()) for _ in range(100)]))
     limited.until(lambda: "REVOKED was not stored" in limited.process.log(), "the result backend does not answer")
