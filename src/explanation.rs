@@ -89,10 +89,10 @@ fn pending(detail: &TransferDetail, routing: &RoutingInfo<'_>, now: DateTime<Utc
             ],
         };
     }
+    let link = routing.link.as_ref();
+    let link_wait = link.and_then(|(link, under_way)| held_back(link, *under_way, now));
     let Some(time) = detail.not_before else {
-        if let Some((link, under_way)) = &routing.link
-            && let Some(explanation) = held_back(link, *under_way, now)
-        {
+        if let Some(explanation) = link_wait {
             return explanation;
         }
         let sleep = humantime::format_duration(routing.sleep_time);
@@ -119,9 +119,15 @@ fn pending(detail: &TransferDetail, routing: &RoutingInfo<'_>, now: DateTime<Utc
         .map(Into::into)
         .into_iter()
         .collect();
-    next.push(format!(
-        "to try it now: `ccat-transfer transfers retry {id}`"
-    ));
+    match link_wait {
+        Some(link) => {
+            why.push_str(&format!("; then {}", link.why));
+            next.extend(link.next);
+        }
+        None => next.push(format!(
+            "to try it now: `ccat-transfer transfers retry {id}`"
+        )),
+    }
     Explanation { why, next }
 }
 
@@ -522,6 +528,17 @@ mod tests {
             said(&link, 0).contains("paused since")
                 && said(&link, 0).contains("by me@here: observing")
         );
+        let routing = RoutingInfo {
+            link: Some((link, 0)),
+            ..WAY
+        };
+        let now = crate::clock::now();
+        let mut delayed = detail(Status::Pending);
+        delayed.not_before = Some(now + TimeDelta::minutes(12));
+        let both = Explanation::of(&delayed, &routing, &Owner::current("me"), now);
+        assert!(both.why.starts_with("waits until ") && both.why.contains("; then its link"));
+        assert!(both.next.iter().any(|next| next.contains("links resume")));
+        assert!(!both.next.iter().any(|next| next.contains("retry")));
     }
 
     #[test]

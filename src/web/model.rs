@@ -147,6 +147,8 @@ pub struct RunningTransfer {
     pub bytes_per_second: u64,
     /// Remaining time of the copy at this rate, in seconds.
     pub remaining_s: Option<u64>,
+    /// Expected end of the copy at this rate.
+    pub ends_at: Option<DateTime<Utc>>,
     /// Name of the worker.
     pub worker: String,
     /// Start of the attempt.

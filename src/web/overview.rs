@@ -196,6 +196,8 @@ fn running_transfer(transfer: &TransferSummary, now: DateTime<Utc>) -> Option<Ru
         remaining.div_ceil(rate)
     });
     let place = |end: &TransferEnd| format!("{}/{}", end.site, end.location);
+    let left = remaining_s.and_then(|seconds| i64::try_from(seconds).ok());
+    let left = left.and_then(TimeDelta::try_seconds);
     Some(RunningTransfer {
         id: transfer.id,
         file_name: transfer.file_name.clone(),
@@ -209,6 +211,7 @@ fn running_transfer(transfer: &TransferSummary, now: DateTime<Utc>) -> Option<Ru
         percent,
         bytes_per_second: rate,
         remaining_s,
+        ends_at: left.and_then(|left| now.checked_add_signed(left)),
         worker: lease.owner.node.clone(),
         started_at: lease.acquired_at,
         renewed_at: lease.renewed_at,
@@ -604,7 +607,7 @@ fn verdict(
             "wait"
         };
         parts.push(format!(
-            "{} {verb} for a closed link",
+            "{} {verb} for a paused or closed link",
             transfers(waiting_for_links)
         ));
     }

@@ -69,6 +69,7 @@ fn overview_data() -> Overview {
         percent: Some(75),
         bytes_per_second: 30 << 20,
         remaining_s: Some(34),
+        ends_at: Some(at()),
         worker: hostile(),
         started_at: at(),
         renewed_at: at(),
